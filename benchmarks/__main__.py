@@ -18,6 +18,7 @@ from benchmarks import (
     digests,
     dp_step,
     drift,
+    edge,
     guard,
     homomorphic,
     photos,
@@ -219,6 +220,19 @@ def secagg_command(context: typer.Context, write: Write = False) -> None:
 def he_command(context: typer.Context, write: Write = False) -> None:
     """Measure what homomorphic encryption costs a store and the server, without training and without a network."""
     _report(context, "he", Outcome(summary={}, text=homomorphic.report()), write=write)
+
+
+@app.command("edge")
+def edge_command(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(help="A model file from 'fedshelf export'.")],
+    photos_folder: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    repetitions: Annotated[int, typer.Option(min=1, help="Photos named in each way.")] = 200,
+    as_json: AsJson = False,
+    write: Write = False,
+) -> None:
+    """Measure what serving a model in a store costs, against ONNX Runtime on the same file."""
+    _report(context, "edge", edge.measure(model, photos_folder, repetitions), as_json=as_json, write=write)
 
 
 @app.command("dp-step")

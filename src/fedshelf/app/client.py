@@ -12,7 +12,8 @@ from torch import Tensor
 from fedshelf.app.client_place import ClientPlace, join_of
 from fedshelf.app.components import check_setup, most_epochs
 from fedshelf.app.model_card import save_chosen, save_received
-from fedshelf.app.photos import FEATURES, NO_PHOTOS, StorePhotos, store_photos, test_photos
+from fedshelf.app.photos import FEATURES, NO_PHOTOS, StorePhotos, test_photos
+from fedshelf.app.run_photos import RunPhotos
 from fedshelf.app.setup import OpenedSetup, masking_terms, open_setup
 from fedshelf.app.work import work_for
 from fedshelf.config import files, places
@@ -31,6 +32,7 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.data.cache import PhotoCache
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.identity.keys import KeyPair
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.models.build import at_most
@@ -57,6 +59,7 @@ from fedshelf.storage.client_states import FileClientStates
 from fedshelf.storage.held_model import FileHeldModel
 from fedshelf.storage.model_files import CARD
 from fedshelf.storage.task_log import TaskLog
+from fedshelf.storage.trained_photos import FOLDER, TrainedPhotosLog
 from fedshelf.training.batch_size import bytes_needed, candidates
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.loop import Run, alone
@@ -105,6 +108,7 @@ class StoreClient:
         )  # fmt: skip
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
+        self._photos: RunPhotos | None = None
         self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, number of rounds trained, and the model [S]
         self._evaluation: Evaluation | None = None  # of that model
         self._has_chosen = False
@@ -116,7 +120,7 @@ class StoreClient:
             states=FileClientStates(place.state_dir / "rounds", has_left=self.ledger.has_left),
             held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
             on_reply=partial(self.ledger.declare, delta=policy.protection.delta), charge=self._budget.spent_with,
-            withhold=partial(withhold, metrics=policy.metrics),
+            withhold=partial(withhold, metrics=policy.metrics), renew=self._renew,
         )  # fmt: skip
 
         member, identities = partial(self._name_in_roster, keys), partial(self._identities, keys)
@@ -216,6 +220,26 @@ class StoreClient:
         self._task_limits.accept(
             broadcast, num_photos=len(trainer.train), batch_size=configured, frozen=frozen, sums=sums
         )  # fmt: skip
+        if self._photos is not None and broadcast.purpose is Purpose.TRAIN:
+            self._photos.note()
+
+    def _renew(self, broadcast: Broadcast, work: Work) -> Work:
+        """Look for corrected photos, to train on them from this round on.
+
+        Photos stay those of the setup where the server knows their number, or the noise was planned for it.
+        """
+        if self._photos is None or self._opened is None:
+            return work
+        fixed = work.mechanism is not None or work.algorithm.sums or broadcast.closed_form
+        photos = self._photos.for_round(broadcast.key.round, fixed=fixed)
+        if photos is work.trainer.train or work.mechanism is not None:
+            return work
+        trainer = replace(work.trainer, train=photos)
+        self._policy.check_memory(bytes_needed(self._opened.bound_model, photos))
+        self._check_photos(
+            photos, len(photos) + len(trainer.validation), batch_size=trainer.bound_model.settings.batch_size
+        )
+        return replace(work, trainer=trainer, local_trainer=trainer)
 
     def _check(self, config: RunConfig) -> None:
         check_setup(self._policy, config)
@@ -240,7 +264,7 @@ class StoreClient:
     def _build(self, setup: Setup) -> Work:
         keep_freed_memory()
         limits = self._policy.limits
-        self._newest, self._has_chosen, self._opened = None, False, None
+        self._newest, self._has_chosen, self._opened, self._photos = None, False, None, None
         with at_most(limits.max_parameters):
             self._opened = open_setup(setup, device=self._place.device, accept=self._check)
         if self._opened.encryption is not None:
@@ -248,25 +272,31 @@ class StoreClient:
         if self._place.withdraw:
             return work_for(self._place.name, self._opened, NO_PHOTOS, batch_size=self._opened.config.batch_size)
         cache = PhotoCache(root=places.photo_cache(), max_bytes=limits.max_cache_mb * 1_000_000)
-        photos = store_photos(self._place.data_dir, self._opened, cache, store=self._place.name)
+        log = TrainedPhotosLog(self._place.state_dir / FOLDER, setup.run_id)
+        run_photos = RunPhotos(self._place.data_dir, self._opened, cache, store=self._place.name, log=log)
+        photos = run_photos.load()
         test = None
         if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late
             opened = self._opened
             test = test_photos(self._place.test_dir, opened.config, opened.catalogue, cache, opened.bound_model)
         self._policy.check_memory(bytes_needed(self._opened.bound_model, photos.train))
         batch_size = self._batch_size(setup, self._opened, photos)
-        self._policy.check_photos(
-            num_train=len(photos.train),
-            num_photos=len(photos.train) + len(photos.validation) + photos.num_left_out,
-            batch_size=batch_size or self._opened.config.batch_size,
-            epochs=most_epochs(self._opened.config),
-        )
+        num_photos = len(photos.train) + len(photos.validation) + photos.num_left_out
+        self._check_photos(photos.train, num_photos, batch_size=batch_size or self._opened.config.batch_size)
+        self._photos = run_photos
         return work_for(
             self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save,
             training=self._training,
             budget=self._budget, per_product=self._policy.metrics.counts_products,
             features_folder=cache.root / FEATURES,
         )  # fmt: skip
+
+    def _check_photos(self, train: PhotoSet, num_photos: int, *, batch_size: int) -> None:
+        if self._opened is not None:
+            self._policy.check_photos(
+                num_train=len(train), num_photos=num_photos, batch_size=batch_size,
+                epochs=most_epochs(self._opened.config),
+            )  # fmt: skip
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
         folder = places.client_model(self._place.state_dir)

@@ -1,15 +1,14 @@
 """Where a client runs: its photos, its name, its state directory, and the limits that its store sets."""
 
-import itertools
 import json
 import logging
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
 from fedshelf import __version__
+from fedshelf.app.state_directories import ELSEWHERE, RECORD, default_name, other_state_dirs, photo_folders, record_of
 from fedshelf.config import places
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.class_folder import problem_with
@@ -18,19 +17,13 @@ from fedshelf.core.messages import (
     PROTOCOL_VERSION,
     Join,
 )
-from fedshelf.core.text import from_filesystem
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
 from fedshelf.data.health import usable_classes
-from fedshelf.privacy.ledger_content import FILE
 from fedshelf.storage.atomic_files import make_folder, write_atomically
 from fedshelf.storage.lock import RunLock
 
 logger = logging.getLogger(__name__)
-
-RECORD = "client.json"  # in a state directory: the client it belongs to
-_ELSEWHERE = "other-state-directories"  # in the home: one file for each outside of it, with its path
-COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +80,7 @@ class ClientPlace:
             raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
         places.photo_cache()  # the folder for decoded photos: an error here is better than during a run
         given = places.absolute(state_dir) if state_dir else None
-        chosen = name or (_record(given).get("name") if given else None) or default_name(folder.resolve())
+        chosen = name or (record_of(given).get("name") if given else None) or default_name(folder.resolve())
         try:
             chosen.encode()
         except UnicodeEncodeError:
@@ -106,7 +99,7 @@ class ClientPlace:
         Raises:
             RunError: another process has the lock (the message includes its id), or the directory cannot be written to.
         """
-        before = _record(self.state_dir).get("data_dir")
+        before = record_of(self.state_dir).get("data_dir")
         self.make_state_dir()
         return RunLock(
             self.state_dir / "lock", what=f"the client '{self.name}' (its state is in '{self.state_dir}')",
@@ -124,11 +117,11 @@ class ClientPlace:
         if self.state_dir.is_relative_to(home):
             places.make_home_folder(self.state_dir)
         else:  # to be found by other clients of the same photos
-            pointers = places.make_home_folder(home / _ELSEWHERE)
+            pointers = places.make_home_folder(home / ELSEWHERE)
             write_atomically(pointers / places.folder_name(str(self.state_dir)), str(self.state_dir))
         make_folder(self.state_dir)
         folder = str(self.data_dir.resolve())
-        record = {"name": self.name, "data_dir": folder, "data_dirs": sorted({*_photos(self.state_dir), folder})}
+        record = {"name": self.name, "data_dir": folder, "data_dirs": sorted({*photo_folders(self.state_dir), folder})}
         write_atomically(self.state_dir / RECORD, json.dumps(record))  # at each start: the newest is the last name
 
     def other_state_dirs(self) -> list[Path]:
@@ -136,106 +129,11 @@ class ClientPlace:
         return other_state_dirs(self.state_dir, self.data_dir.resolve())
 
 
-def other_state_dirs(state_dir: Path, data_dir: Path | None = None) -> list[Path]:
-    """Find other state directories that were used with the same photo folders, from the same home.
-
-    Args:
-        state_dir: a client's state directory.
-        data_dir: its photo folder, resolved; None for those that it was used with before.
-
-    Returns:
-        Their state directories, in order of their paths.
-    """
-    clients, elsewhere = places.client_directory("x").parent, places.home_directory() / _ELSEWHERE
-    found = {path.parent.resolve() for path in clients.glob(f"*/{RECORD}")}
-    found |= {Path(path.read_text(encoding="utf-8")) for path in elsewhere.glob("[!.]*")}
-    photos = _photos(state_dir) | ({str(data_dir)} if data_dir else set())
-    return sorted(other for other in found - {state_dir} if photos & _photos(other))
-
-
-def state_dir_of(folder: Path) -> Path:
-    """Find a client's state directory.
-
-    Args:
-        folder: the state directory itself, or the photo folder of a client that has its state in the default place.
-
-    Returns:
-        The state directory.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    resolved = places.absolute(folder).resolve()
-    if (resolved / RECORD).is_file() or (resolved / FILE).is_file():
-        return resolved
-    found = [path.parent for path in _newest_first() if _record(path.parent).get("data_dir") == str(resolved)]
-    if not found:
-        raise UsageError(
-            f"'{folder}' is neither a store's state directory nor a photo folder that a client on this machine has used"
-            ": give the client's --data-dir, or its --state-dir if it has one"
-        )
-    return found[0]
-
-
-def _newest_first() -> list[Path]:
-    states = places.client_directory("x").parent
-    return sorted(states.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-
-
-def default_name(folder: Path) -> str:
-    """Choose a client's name.
-
-    It is the name that this folder's client had at its last start. Otherwise it is the folder's name, combined with the
-    machine's name if the folder has a common name, and with a number if another folder on this machine uses the name.
-
-    Args:
-        folder: the photo folder, resolved.
-
-    Returns:
-        The name.
-    """
-    records = [record for path in _newest_first() if (record := _record(path.parent))]
-    own = [record["name"] for record in records if record["data_dir"] == str(folder)]
-    if own:
-        return own[0]
-    host = socket.gethostname().partition(".")[0]
-    name = from_filesystem(folder.name)
-    base = f"{name}-{host}" if name.lower() in COMMON_FOLDERS else name or host
-    others = {record["name"] for record in records if _is_folder(Path(record["data_dir"]))}
-    numbered = (f"{base}-{number}" for number in itertools.count(2))
-    return next(name for name in itertools.chain([base], numbered) if name not in others)
-
-
-def _photos(state_dir: Path) -> set[str]:
-    """The photo folders that a state directory was used with."""
-    try:
-        record = json.loads((state_dir / RECORD).read_text(encoding="utf-8"))
-        return {str(record["data_dir"]), *map(str, record.get("data_dirs", ()))}
-    except (OSError, ValueError, TypeError, KeyError):
-        return set()
-
-
-def _record(state_dir: Path) -> dict[str, str]:
-    """Return the `name` and `data_dir` recorded in a state directory; empty if unknown."""
-    try:
-        record = json.loads((state_dir / RECORD).read_text(encoding="utf-8"))
-        return {"name": str(record["name"]), "data_dir": str(record["data_dir"])}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-
-
 def _folder(flag: str, path: Path) -> Path:
     folder = places.absolute(path)
     if problem := folder_problem(folder):
         raise UsageError(f"{flag} {path}: {problem}")
     return folder
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # no permission
-        return False
 
 
 def join_of(place: ClientPlace, *, names_classes: bool = True) -> Join:
@@ -274,7 +172,7 @@ def place_of(state_dir: Path) -> ClientPlace:
     Raises:
         UsageError: the directory does not say whose it is, or the photos are gone.
     """
-    record = _record(state_dir)
+    record = record_of(state_dir)
     if not record:
         raise UsageError(f"'{state_dir / RECORD}' does not name a client and its photos: start the client once")
     return ClientPlace.of(

@@ -55,8 +55,26 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache, *, store:
     Raises:
         DataError: no photo can be decoded, or none belongs to a class in the catalogue.
     """
+    found = scan(folder, val_fraction=opened.config.val_fraction, seed=opened.config.seed)
+    return load_store_photos(found, opened, cache, store=store)
+
+
+def load_store_photos(found: PhotoFolder, opened: OpenedSetup, cache: PhotoCache, *, store: str) -> StorePhotos:
+    """Load a store's photos through the cache.
+
+    Args:
+        found: the photos, split.
+        opened: the setup's objects.
+        cache: the cache of decoded photos.
+        store: the store's name, for warnings.
+
+    Returns:
+        The photos.
+
+    Raises:
+        DataError: no photo can be decoded, or none belongs to a class in the catalogue.
+    """
     config = opened.config
-    found = scan(folder, val_fraction=config.val_fraction, seed=config.seed)
     train, validation = (
         load_photos(photos, opened.catalogue, cache, config.image_size, allow_empty=True)
         for photos in (found.train, found.validation)

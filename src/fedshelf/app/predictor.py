@@ -1,7 +1,6 @@
 """Uses a trained model: loads it, predicts the products in photos, and evaluates it on folders of photos."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedshelf.app.client_place import default_name
+from fedshelf.app.state_directories import default_name
 from fedshelf.config import places
-from fedshelf.core.errors import DataError, ModelError, UsageError
+from fedshelf.core.errors import ModelError, UsageError
 from fedshelf.core.system_errors import content_problem
 from fedshelf.core.text import counted
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import load_photo, load_photos, warn_of_left_out
+from fedshelf.data.dataset import LoadedPhotos, load_known, load_photo
 from fedshelf.data.folder import scan
 from fedshelf.data.product_tree import ProductTree
 from fedshelf.models.build import ModelSettings, Normalization, build
@@ -214,9 +213,23 @@ class Predictor:
         Raises:
             DataError: the file cannot be read as a photo.
         """
-        probabilities_K = self._logits(load_photo(photo, self.image_size)[None]).softmax(1)[0]
+        probabilities_K = self.logits(load_photo(photo, self.image_size)[None]).softmax(1)[0]
         folders = [self.tree.nodes(level) for level in range(1, self.tree.depth)]
         return [_most_likely(names, probabilities_K, top) for names in (*folders, self.labels)]
+
+    def labeled_photos(self, photos: Path) -> LoadedPhotos:
+        """Load photos of products that the model knows.
+
+        Args:
+            photos: a folder with one folder of photos per product.
+
+        Raises:
+            DataError: there are no photos of products that the model knows.
+        """
+        found, cache = scan(photos, val_fraction=0.0, seed=0), PhotoCache(root=places.photo_cache())
+        for finding in found.findings:
+            logger.warning(finding)
+        return load_known(found.train, _catalogue(self.folder, self.labels), cache, self.image_size, whose=str(photos))
 
     def evaluate(self, photos: Path) -> EvaluationReport:
         """Evaluate the model on labeled photos.
@@ -230,22 +243,12 @@ class Predictor:
         Raises:
             DataError: there are no photos of products that the model knows.
         """
-        found, cache = scan(photos, val_fraction=0.0, seed=0), PhotoCache(root=places.photo_cache())
-        for finding in found.findings:
-            logger.warning(finding)
-        catalogue = _catalogue(self.folder, self.labels)
-        loaded = load_photos(found.train, catalogue, cache, self.image_size, allow_empty=True)
-        warn_of_left_out(Counter(loaded.left_out), catalogue, whose=str(photos))
+        loaded = self.labeled_photos(photos)
         photo_set, size = loaded.photo_set, len(self.labels)
-        if not len(photo_set):
-            raise DataError(
-                f"'{photos}' holds no usable photos of products that the model knows: it needs one folder of photos "
-                f"per product, named as in labels.json ({', '.join(self.labels[:3])}, …)"
-            )
         confusion_KK, loss_sum = np.zeros((size, size), dtype=np.int64), 0.0
         for start in range(0, len(photo_set), EVALUATION_BATCH):
             labels_B = torch.from_numpy(photo_set.labels[start : start + EVALUATION_BATCH])
-            logits_BK = self._logits(photo_set.images[start : start + EVALUATION_BATCH])
+            logits_BK = self.logits(photo_set.images[start : start + EVALUATION_BATCH])
             loss_sum += F.cross_entropy(logits_BK.double(), labels_B, reduction="sum").item()
             np.add.at(confusion_KK, (labels_B.numpy(), logits_BK.argmax(1).numpy()), 1)
         return EvaluationReport(
@@ -261,7 +264,12 @@ class Predictor:
             mistaken_for=self.labels[int(wrong_K.argmax())] if wrong_K.any() else "",
         )  # fmt: skip
 
-    def _logits(self, images_BHWC: NDArray[np.uint8]) -> Tensor:
+    def logits(self, images_BHWC: NDArray[np.uint8]) -> Tensor:
+        """Compute logits, float32 [B, K].
+
+        Args:
+            images_BHWC: decoded photos, uint8.
+        """
         images_BCHW = normalize(
             torch.from_numpy(images_BHWC.copy()), torch.device("cpu"), self.normalization.mean, self.normalization.std
         )

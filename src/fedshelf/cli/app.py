@@ -42,6 +42,8 @@ COMMANDS: dict[str, str] = {
     "simulate": "fedshelf.cli.simulate:simulate",
     "predict": "fedshelf.cli.predict:predict",
     "evaluate": "fedshelf.cli.evaluate:evaluate",
+    "export": "fedshelf.cli.export:export",
+    "edge": "fedshelf.cli.edge:app",
     "runs": "fedshelf.cli.runs:app",
     "data": "fedshelf.cli.data:app",
 }

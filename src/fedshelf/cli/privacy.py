@@ -19,7 +19,7 @@ from fedshelf.cli.runs import DEFAULT_ROOT, Root, Run
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.settings import MAX_INTEGER
-from fedshelf.core.text import counted
+from fedshelf.core.text import counted, spreadsheet_cell
 from fedshelf.tracking.terminal import make_console, wrapped
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
@@ -135,7 +135,7 @@ def ledger(
 
     Example: fedshelf privacy ledger ./local_data --verify
     """
-    from fedshelf.app.client_place import other_state_dirs, state_dir_of
+    from fedshelf.app.state_directories import other_state_dirs, state_dir_of
     from fedshelf.config import places
     from fedshelf.identity.store_keys import StoreKeys
     from fedshelf.privacy.ledger_content import Release, read
@@ -152,10 +152,9 @@ def ledger(
         rows = [asdict(release) for release in content.releases]
         table = csv.DictWriter(sys.stdout, [field.name for field in fields(Release)])
         table.writeheader()
-        table.writerows(
-            {**row, "protections": "; ".join(row["protections"]), "mechanism": json.dumps(row["mechanism"] or {})}
-            for row in rows
-        )
+        for row in rows:
+            row |= {"protections": "; ".join(row["protections"]), "mechanism": json.dumps(row["mechanism"] or {})}
+            table.writerow({k: spreadsheet_cell(v) if isinstance(v, str) else v for k, v in row.items()})
     elif verify:
         echo(*_verdict(content, "" if enrollment is None else enrollment.chain.text))
     else:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 _NAMED = 5
 _NEAR = 0.6  # least similarity of a name to suggest
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _JOINERS = "\u200c\u200d"  # invisible, but Persian, Indic scripts and emoji need them
 _CONTROL_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _BYTE = re.compile("[\udc80-\udcff]")  # how Python holds a byte of a name that is not UTF-8
@@ -48,6 +49,14 @@ def printable(text: str) -> str:
     undecodable bytes.
     """
     return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Text for a cell of a CSV file that no spreadsheet runs as a formula: `=1+1` becomes `'=1+1`.
+
+    Source: OWASP, "CSV Injection".
+    """
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -129,6 +129,27 @@ class PhotoCache:
             raise DataError(none_usable(cached.problems))
         return cached
 
+    def digests(self, photos: Sequence[Photo]) -> dict[int, str]:
+        """SHA-256 (hex) of the photos by position, without those that cannot be read.
+
+        Only files that are new or changed are read.
+
+        Raises:
+            DataError: the cache folder cannot be written.
+        """
+        try:
+            make_private_folder(self.root)
+            with CacheIndex(self._index_path) as index:
+                found, _ = _identify(photos, index)
+        except sqlite3.Error as error:
+            if not cache_index.is_damage(error):
+                raise DataError(self._describe_error(error)) from error
+            cache_index.discard(self._index_path)
+            return self.digests(photos)
+        except OSError as error:
+            raise DataError(self._describe_error(error)) from error
+        return {position: digest.hex() for position, digest in found.items()}
+
     def _open(self, photos: Sequence[Photo], image_size: int, progress: Progress) -> CachedPhotos:
         variant = f"v{DECODER_VERSION}-{image_size}px"
         make_private_folder(self.root / variant)

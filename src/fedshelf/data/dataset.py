@@ -72,6 +72,31 @@ def load_photos(
     )
 
 
+def load_known(
+    photos: Sequence[Photo], catalogue: Catalogue, cache: PhotoCache, image_size: int, *, whose: str
+) -> LoadedPhotos:
+    """Load the photos of products that a finished model knows, and warn of the others; see `load_photos`.
+
+    Args:
+        photos: the photos.
+        catalogue: the model's products.
+        cache: stores decoded photos.
+        image_size: S, in pixels.
+        whose: the folder that holds them.
+
+    Raises:
+        DataError: there is none.
+    """
+    loaded = load_photos(photos, catalogue, cache, image_size, allow_empty=True)
+    warn_of_left_out(Counter(loaded.left_out), catalogue, whose=whose)
+    if not len(loaded.photo_set):
+        raise DataError(
+            f"'{whose}' holds no usable photos of products that the model knows: it needs one folder of photos per "
+            f"product, named as the model's labels are ({', '.join(catalogue.names[:3])}, …)"
+        )
+    return loaded
+
+
 def warn_of_left_out(left_out: Counter[str], catalogue: Catalogue, *, whose: str) -> None:
     """Log which photos are left out because their classes are not in the catalogue.
 

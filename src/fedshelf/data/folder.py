@@ -36,6 +36,7 @@ class PhotoFolder:
         validation: photos held out.
         classes: the classes of all these photos.
         findings: what was left out, and signs that this is not the intended folder.
+        has_split: whether the folder itself says what is held out, by `train/` and `val/`.
     """
 
     root: Path
@@ -43,6 +44,7 @@ class PhotoFolder:
     validation: tuple[Photo, ...]
     classes: tuple[ClassFolder, ...]
     findings: tuple[str, ...] = ()
+    has_split: bool = False
 
 
 def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
@@ -69,7 +71,8 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
         below = root / "train"
     listing = list_photos(below)
     findings += [*listing.findings(), *layout.doubts(listing)]
-    if below != root and not folder_problem(root / "val"):
+    split_by_folder = below != root and not folder_problem(root / "val")
+    if split_by_folder:
         held_out = list_photos(root / "val")
         findings += held_out.findings()
         train, validation = tuple(listing.photos), tuple(held_out.photos)
@@ -79,7 +82,7 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
         raise DataError(_nothing_found(listing))
     return PhotoFolder(
         root=root, train=train, validation=validation, classes=class_folders((*train, *validation)),
-        findings=tuple(findings),
+        findings=tuple(findings), has_split=split_by_folder,
     )  # fmt: skip
 
 

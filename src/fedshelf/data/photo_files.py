@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedshelf.core.text import first_few, from_filesystem, some
+from fedshelf.core.text import first_few, from_filesystem, some, to_filesystem
 from fedshelf.data.filesystem import cause, reading
 
 _EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
@@ -26,6 +26,8 @@ _SYSTEM_FOLDERS = frozenset(
         "__macosx", "network trash folder", "temporary items",
     )
 )  # fmt: skip
+PRIVATE_FOLDER = ".fedshelf"
+"""Folder below a photo folder in which FedShelf keeps corrections that are not trained on, and their journal."""
 
 SYSTEM = "folders that a NAS or an operating system keeps for itself"
 HIDDEN = "hidden folders"
@@ -143,7 +145,9 @@ def list_photos(root: Path) -> Listing:
         for entry in entries:
             name = from_filesystem(entry.name)
             is_folder = _is_folder(entry)
-            kind = _reason_to_skip(entry.name, is_folder=is_folder)
+            kind = reason_to_skip(entry.name, is_folder=is_folder)
+            if is_folder and entry.name == PRIVATE_FOLDER:
+                continue
             if kind:
                 found.left_out[kind].append("/".join((*parts, name)))
             elif is_folder:
@@ -162,6 +166,17 @@ def list_photos(root: Path) -> Listing:
     return found
 
 
+def photos_below(root: Path) -> list[Path]:
+    """All photos below `root`, at any depth and in any folders, sorted.
+
+    Raises:
+        DataError: `root` cannot be read.
+    """
+    listing = list_photos(root)
+    stray = [root / to_filesystem(name) for name in listing.stray]
+    return sorted([*stray, *(photo.path for photo in listing.photos)])
+
+
 def subfolders(root: Path) -> tuple[Path, ...]:
     """The folders directly in `root`, sorted, without hidden and system folders.
 
@@ -169,7 +184,7 @@ def subfolders(root: Path) -> tuple[Path, ...]:
         DataError: `root` cannot be read.
     """
     with reading(f"folder '{root}'"), os.scandir(root) as listing:
-        names = [e.name for e in listing if _is_folder(e) and not _reason_to_skip(e.name, is_folder=True)]
+        names = [e.name for e in listing if _is_folder(e) and not reason_to_skip(e.name, is_folder=True)]
     return tuple(root / name for name in sorted(names))
 
 
@@ -183,7 +198,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool | None:
         return None
 
 
-def _reason_to_skip(name: str, *, is_folder: bool | None) -> str:
+def reason_to_skip(name: str, *, is_folder: bool | None) -> str:
     """The kind of an entry that is skipped by name; empty for any other."""
     if is_folder is None and not is_photo_name(name):  # an unreadable photo is reported as such
         return DEAD_LINKS

@@ -66,23 +66,24 @@ def receipt_of(
         "cohort": [{"store": member.client, "part": member.status.value} for member in record.clients],
         "counted": sum(member.status is ClientStatus.COUNTED for member in record.clients),
         "protections": protections,
-        "privacy": _finite(report.to_record()) if report else None,
-        "unprotected": _unprotected(protections),
+        "privacy": finite(report.to_record()) if report else None,
+        "unprotected": unprotected_by(protections),
         "model": model,
         "config": hashlib.sha256(config_toml.encode()).hexdigest(),
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _unprotected(protections: Sequence[str]) -> list[str]:
+def unprotected_by(protections: Sequence[str]) -> list[str]:
+    """What protections, as `protections_of` names them, do not cover."""
     if "dp sample" in protections or "noise-at stores" in protections:
         return list(UNPROTECTED)
     first = [_SUM] if {"secagg", "he", "he-scope head"} & {*protections} else [_PLAIN]

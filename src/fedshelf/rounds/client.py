@@ -134,6 +134,7 @@ class Client:
         charge: called before a training whose upload has noise; returns the store's privacy loss with it, or refuses it
             by a `PolicyError`. None: the loss is not known.
         withhold: removes from a reply what the store does not tell.
+        renew: called before each training task, with the work; returns the work with the photos to train on.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Client:
         on_reply: Callable[[ClientMessage, ReleaseTerms], None] = lambda reply, terms: None,
         charge: Callable[[Mechanism], float | None] = lambda mechanism: None,
         withhold: Callable[[ClientMessage], ClientMessage] = lambda reply: reply,
+        renew: Callable[[Broadcast, Work], Work] = lambda broadcast, work: work,
     ) -> None:  # fmt: skip
         self._prepare = prepare
         self._on_reply = on_reply
@@ -151,6 +153,7 @@ class Client:
         self._on_model = on_model
         self._accept = accept
         self._withhold = withhold
+        self._renew = renew
         self._states = states
         self._held: HeldModel = MemoryHeldModel() if held is None else held
         self._setup: Setup | None = None
@@ -192,6 +195,8 @@ class Client:
         check_broadcast(broadcast, layout)
         if work.mechanism is not None and broadcast.num_steps is not None:
             raise RefusedError("the noise is calibrated to the configured epochs, and the task has steps of its own")
+        if broadcast.purpose is Purpose.TRAIN:
+            work = self._work = self._renew(broadcast, work)
         self._accept(broadcast, work.trainer)
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)

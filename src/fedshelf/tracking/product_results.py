@@ -7,6 +7,7 @@ from typing import Any
 
 from fedshelf.core.class_folder import ProductCount
 from fedshelf.core.events import ProductReport
+from fedshelf.core.text import spreadsheet_cell
 from fedshelf.data.catalogue import Catalogue
 
 VALIDATION, TEST = "validation photos", "test photos"
@@ -119,10 +120,10 @@ def product_results(report: ProductReport | None, catalogue: Catalogue) -> Produ
 
 
 def confusion_table(report: ProductReport, catalogue: Catalogue) -> Iterable[Sequence[str | int]]:
-    """Yield the rows of the confusion matrix that are not zero, below a heading."""
+    """Yield the rows of the confusion matrix that are not zero, below a heading, as cells of a CSV file."""
     yield "product", "predicted", "photos"
     for label, prediction, count in report.confusion:
-        yield catalogue.names[label], catalogue.names[prediction], count
+        yield spreadsheet_cell(catalogue.names[label]), spreadsheet_cell(catalogue.names[prediction]), count
 
 
 def _counts(confusion: Sequence[tuple[int, int, int]]) -> tuple[ProductCount, ...]:

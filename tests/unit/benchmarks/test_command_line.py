@@ -18,7 +18,7 @@ from benchmarks.samples import ROOT
 
 COMMANDS = (
     "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "scale", "secagg",
-    "he", "dp-step", "guard", "digests",
+    "he", "edge", "dp-step", "guard", "digests",
 )  # fmt: skip
 
 

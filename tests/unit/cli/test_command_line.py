@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ COMMANDS = [
     "demo", "server", "client", "enroll add", "enroll rotate", "enroll revoke", "enroll list", "enroll import",
     "enroll key", "enroll tokens", "enroll cancel", "enroll renumber",
     "audit-log", "privacy audit", "privacy explain", "privacy ledger", "privacy receipt", "simulate", "predict",
-    "evaluate", "runs list", "runs show",
+    "evaluate", "export", "runs list", "runs show",
+    "edge quantize", "edge serve", "edge corrections list", "edge corrections undo", "edge corrections review",
     "runs compare", "runs stop", "data partition", "data make-demo", "data fetch", "data check", "privacy epsilon",
 ]  # fmt: skip
 TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]
@@ -87,9 +89,15 @@ def test_a_folder_that_is_closed_to_the_user_is_a_sentence(
 def test_the_list_of_commands_is_whole() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, Group)
-    found = []
-    for name, command in group.commands.items():
-        found += [f"{name} {sub}" for sub in command.commands] if isinstance(command, Group) else [name]
+
+    def names(group: Group, above: str = "") -> Iterator[str]:
+        for name, command in group.commands.items():
+            if isinstance(command, Group):
+                yield from names(command, f"{above}{name} ")
+            else:
+                yield f"{above}{name}"
+
+    found = list(names(group))
     assert sorted(found) == sorted(COMMANDS)
 
 

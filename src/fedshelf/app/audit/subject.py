@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedshelf.app.client_place import place_of, state_dir_of
+from fedshelf.app.client_place import place_of
 from fedshelf.app.components import plan_of
 from fedshelf.app.model import bound_model_of
 from fedshelf.app.photos import FEATURES, StorePhotos, store_photos
 from fedshelf.app.setup import OpenedSetup, open_setup
+from fedshelf.app.state_directories import state_dir_of
 from fedshelf.app.work import work_for
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig

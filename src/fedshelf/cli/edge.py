@@ -1,0 +1,199 @@
+"""The `fedshelf edge` commands: the model at the shelf, and the staff's corrections. Nothing here imports torch."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedshelf.cli.commands import Commands
+from fedshelf.cli.display import echo, echo_command, print_json
+from fedshelf.cli.edge_quantize import quantize
+from fedshelf.cli.tables import Column, Table
+from fedshelf.core.errors import UsageError
+from fedshelf.core.settings import MAX_INTEGER
+from fedshelf.core.text import counted
+
+if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
+    from fedshelf.app.trained_photos import TrainedPhotos
+    from fedshelf.edge.serving.corrections import Correction
+
+app = Commands(help="Recognize products in a store, and file the staff's corrections.")
+corrections = Commands(help="List, take back and review corrections.")
+app.add_typer(corrections, name="corrections")
+app.command("quantize")(quantize)
+
+DEFAULT_PORT = 8765
+_DataDir = Annotated[Path, typer.Argument(metavar="DIR", help="The store's photo folder.")]
+_Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Corrections, as 'list' shows them.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file from 'fedshelf export'.")],
+    host: Annotated[str, typer.Option(help="Address to listen on. Others than loopback need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = DEFAULT_PORT,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The store's photo folder, for corrections. Without it, none are taken."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the token, instead of FEDSHELF_EDGE_TOKEN or one in the home."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A further name by which browsers call this server.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TLS certificate (PEM, with its chain).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the TLS certificate (PEM).")] = None,
+    daily_cap: Annotated[
+        int, typer.Option(min=0, max=MAX_INTEGER, help="Corrections of a day that are trained on without a review.")
+    ] = 200,
+    threads: Annotated[
+        int, typer.Option(min=0, max=1024, help="Processor threads for a photo; 0 leaves it to ONNX Runtime.")
+    ] = 0,
+) -> None:
+    """Serve a model: a page for a phone or a till, and an HTTP API.
+
+    Photos stay on this machine. SIGTERM and Ctrl-C finish the requests that are being answered.
+
+    Example: fedshelf edge serve model.onnx --data-dir photos/
+    """
+    _require_extra()
+    from fedshelf.config.places import absolute
+    from fedshelf.edge.serving.corrections import Corrections
+    from fedshelf.edge.serving.guard import Access
+    from fedshelf.edge.serving.http_api import make_app
+    from fedshelf.edge.serving.server import Address, Token, run
+    from fedshelf.edge.serving.session import Session
+
+    address = Address(host=host, port=port, certificate=tls_cert, key=tls_key)
+    token = Token.find(host, token_file)
+    with address.listen() as listener:
+        session = Session.open(absolute(model), num_threads=threads)
+        info = session.info
+        session.check()
+        filed = None
+        if data_dir is not None:
+            filed = Corrections(absolute(data_dir), labels=info.labels, paths=info.paths, daily_cap=daily_cap)
+        access = Access.of(host, token=token.text, names=allow_host or ())
+        url = address.url(listener)
+
+        def on_start() -> None:
+            echo(f"Serving {counted(len(info.labels), 'product')} at {url}")
+            if token.is_new:
+                echo(f"Open this link on the other device. It is shown once: {url}#token={token.text}")
+            if token.text:
+                echo(f"The token is in {token.source}.")
+            if token.text and tls_cert is None:
+                echo("Without --tls-cert, photos and the token cross the network unencrypted, and browsers on other "
+                     "devices offer no live camera.")  # fmt: skip
+
+        run(make_app(session, access=access, corrections=filed), address, listener, on_start=on_start)
+
+
+@corrections.command("list")
+def list_(data_dir: _DataDir, as_json: _Json = False) -> None:
+    """List the corrections, and since which round each is trained on.
+
+    Example: fedshelf edge corrections list photos/
+    """
+    from fedshelf.app.trained_photos import trained_on
+    from fedshelf.config.places import absolute
+    from fedshelf.edge.serving.corrections import Corrections, unknown_products
+
+    folder = absolute(data_dir)
+    found = Corrections(folder, create=False).all()
+    trained = trained_on(folder)
+    if as_json:
+        print_json([_record(correction, trained) for correction in found])
+        return
+    table = Table(
+        columns=[Column(name=name) for name in ("id", "time", "product", "status", "trained since", "reason")]
+    )
+    for correction in found:
+        since = trained.first_round(correction.photo, correction.path)
+        table.add(
+            correction.id, correction.time[:16].replace("T", " "), correction.product, correction.status.value,
+            f"round {since.round} of {since.run_id}" if since else "", correction.reason,
+        )  # fmt: skip
+    echo(table)
+    for line in trained.receipts((c.photo, c.path) for c in found):
+        echo(line)
+    for product, number in sorted(unknown_products(found).items()):
+        echo(f"{counted(number, 'photo')} of the unknown product '{product}' in the inbox, not trained on")
+    if not found:
+        echo(f"'{folder}' has no corrections.")
+
+
+@corrections.command()
+def undo(data_dir: _DataDir, ids: _Ids) -> None:
+    """Take corrections back.
+
+    Their photos are deleted, and the next round does not train on them.
+
+    Example: fedshelf edge corrections undo photos/ 5f0c2b9d1e7a4c33
+    """
+    from fedshelf.config.places import absolute
+    from fedshelf.edge.serving.corrections import Corrections
+
+    store = Corrections(absolute(data_dir), create=False)
+    for name in ids:
+        echo(f"Took back {name}, {store.undo(name).product}.")
+
+
+@corrections.command()
+def review(
+    data_dir: _DataDir,
+    accept: Annotated[list[str] | None, typer.Option(metavar="ID", help="Train on this photo.")] = None,
+    reject: Annotated[list[str] | None, typer.Option(metavar="ID", help="Delete this photo.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show the photos that wait for a person; accept and reject some.
+
+    Suspicious corrections and unknown products wait. An accepted photo of a new product gets a folder of that name.
+
+    Example: fedshelf edge corrections review photos/ --accept 5f0c2b9d1e7a4c33
+    """
+    from fedshelf.config.places import absolute
+    from fedshelf.edge.serving.corrections import WAITING, Corrections
+
+    folder = absolute(data_dir)
+    store = Corrections(folder, create=False)
+    for name in accept or ():
+        echo(f"Accepted {name}: '{store.accept(name).path}'")
+    for name in reject or ():
+        echo(f"Rejected {name}, {store.reject(name).product}.")
+    if accept or reject:
+        return
+    waiting = [correction for correction in store.all() if correction.status in WAITING]
+    if as_json:
+        print_json([_record(correction) for correction in waiting])
+        return
+    table = Table(columns=[Column(name=name) for name in ("id", "product", "photo", "why it waits")])
+    for correction in waiting:
+        table.add(correction.id, correction.product, correction.path, correction.reason or "the product is unknown")
+    echo(table)
+    echo(f"{counted(len(waiting), 'correction')} to review in '{folder}'")
+    if waiting:
+        echo_command(f"fedshelf edge corrections review {data_dir} --accept {waiting[0].id}")
+
+
+def _require_extra() -> None:
+    missing = [name for name in ("onnxruntime", "starlette", "uvicorn", "python_multipart") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"'fedshelf edge serve' needs {', '.join(missing)}: pip install 'fedshelf[edge]'")
+
+
+def _record(correction: "Correction", trained: "TrainedPhotos | None" = None) -> dict[str, object]:
+    record: dict[str, object] = {
+        name: getattr(correction, name)
+        for name in ("id", "time", "product", "status", "path", "photo", "reason", "predicted", "probability")
+    }
+    if trained is not None:
+        since = trained.first_round(correction.photo, correction.path)
+        record["trained_since"] = {"run": since.run_id, "round": since.round} if since else None
+    return record

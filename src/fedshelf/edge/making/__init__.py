@@ -1,0 +1,1 @@
+"""Makes model files for the store: export, quantization."""

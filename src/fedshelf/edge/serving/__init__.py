@@ -1,0 +1,1 @@
+"""Serves a model file in the store. Nothing here imports torch."""
