@@ -19,11 +19,10 @@ from PIL import Image
 from fedshelf.core.errors import DataError, RunError, UsageError
 from fedshelf.data.folder import scan
 from fedshelf.edge.serving import corrections as module
+from fedshelf.edge.serving.correction_journal import Correction, Status
 from fedshelf.edge.serving.corrections import (
     DAILY_CAP,
-    Correction,
     Corrections,
-    Status,
     TooManyWaitingError,
     UnknownCorrectionError,
     unknown_products,
@@ -302,7 +301,7 @@ def test_what_is_not_a_photo_cannot_be_copied() -> None:
 KILLED = r'''
 import os, signal, sys
 from pathlib import Path
-from fedshelf.edge.serving.corrections import Corrections, Status
+from fedshelf.edge.serving.corrections import Corrections
 
 root, action = Path(sys.argv[1]), sys.argv[2]
 copy = b"\xff\xd8" + bytes(5000)
