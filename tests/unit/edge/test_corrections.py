@@ -87,8 +87,11 @@ def test_training_photos_in_a_train_folder_get_corrections_there(tmp_path: Path)
     for part in ("train", "val"):
         (tmp_path / part / "Gala").mkdir(parents=True)
         (tmp_path / part / "Gala" / "a.jpg").write_bytes(photo((1, 2, 3)))
-    made = file(open_store(tmp_path), "Gala")
+    corrections = open_store(tmp_path)
+    made = file(corrections, "Gala")
     assert made.path == f"train/Gala/correction-{made.id}.jpg"
+    new = corrections.accept(file(corrections, "Kiwi", photo((9, 9, 9))).id)
+    assert new.path == f"train/Kiwi/correction-{new.id}.jpg"
 
 
 def test_an_unknown_product_waits_in_the_inbox_which_no_scan_sees(store: Path) -> None:
