@@ -16,7 +16,7 @@ from fedshelf.core.text import counted
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.app.trained_photos import TrainedPhotos
-    from fedshelf.edge.serving.corrections import Correction
+    from fedshelf.edge.serving.correction_journal import Correction
 
 app = Commands(help="Recognize products in a store, and file the staff's corrections.")
 corrections = Commands(help="List, take back and review corrections.")
@@ -159,7 +159,8 @@ def review(
     Example: fedshelf edge corrections review photos/ --accept 5f0c2b9d1e7a4c33
     """
     from fedshelf.config.places import absolute
-    from fedshelf.edge.serving.corrections import WAITING, Corrections
+    from fedshelf.edge.serving.correction_journal import WAITING
+    from fedshelf.edge.serving.corrections import Corrections
 
     folder = absolute(data_dir)
     store = Corrections(folder, create=False)

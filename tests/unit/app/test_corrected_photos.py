@@ -21,7 +21,8 @@ from fedshelf.core.messages import Broadcast, ClassFolder, Purpose, Ready, Setup
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.photo_set import PhotoSet
-from fedshelf.edge.serving.corrections import Correction, Corrections, Status
+from fedshelf.edge.serving.correction_journal import Correction, Status
+from fedshelf.edge.serving.corrections import Corrections
 from fedshelf.edge.serving.photo_copy import clean_copy
 from fedshelf.storage.trained_photos import FOLDER, TrainedPhotosLog
 from tests.edge_models import photo

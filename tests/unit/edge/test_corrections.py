@@ -19,11 +19,10 @@ from PIL import Image
 from fedshelf.core.errors import DataError, RunError, UsageError
 from fedshelf.data.folder import scan
 from fedshelf.edge.serving import corrections as module
+from fedshelf.edge.serving.correction_journal import Correction, Status
 from fedshelf.edge.serving.corrections import (
     DAILY_CAP,
-    Correction,
     Corrections,
-    Status,
     TooManyWaitingError,
     UnknownCorrectionError,
     unknown_products,
@@ -88,8 +87,11 @@ def test_training_photos_in_a_train_folder_get_corrections_there(tmp_path: Path)
     for part in ("train", "val"):
         (tmp_path / part / "Gala").mkdir(parents=True)
         (tmp_path / part / "Gala" / "a.jpg").write_bytes(photo((1, 2, 3)))
-    made = file(open_store(tmp_path), "Gala")
+    corrections = open_store(tmp_path)
+    made = file(corrections, "Gala")
     assert made.path == f"train/Gala/correction-{made.id}.jpg"
+    new = corrections.accept(file(corrections, "Kiwi", photo((9, 9, 9))).id)
+    assert new.path == f"train/Kiwi/correction-{new.id}.jpg"
 
 
 def test_an_unknown_product_waits_in_the_inbox_which_no_scan_sees(store: Path) -> None:
@@ -302,7 +304,7 @@ def test_what_is_not_a_photo_cannot_be_copied() -> None:
 KILLED = r'''
 import os, signal, sys
 from pathlib import Path
-from fedshelf.edge.serving.corrections import Corrections, Status
+from fedshelf.edge.serving.corrections import Corrections
 
 root, action = Path(sys.argv[1]), sys.argv[2]
 copy = b"\xff\xd8" + bytes(5000)

@@ -22,8 +22,6 @@ import hashlib
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +30,11 @@ from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.text import counted, from_filesystem, to_filesystem
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.photo_files import PRIVATE_FOLDER
-from fedshelf.edge.serving.product_folders import ProductFolders, checked_name, path_problem
+from fedshelf.edge.serving.correction_journal import ACTIVE, WAITING, Correction, Journal, Status, fields_of
+from fedshelf.edge.serving.product_folders import ProductFolders, checked_name
 from fedshelf.edge.serving.session import Guess
 from fedshelf.storage.atomic_files import make_own_folder, sync_folder, translating_os_errors, write_atomically
-from fedshelf.storage.hash_chain import HashChain, timestamp
+from fedshelf.storage.hash_chain import timestamp
 from fedshelf.storage.lock import file_lock
 
 SUSPICIOUS = 0.98
@@ -46,52 +45,6 @@ MOST_WAITING = 2_000
 """Photos in the inbox and the review area together. Further ones are refused."""
 JOURNAL = Path(PRIVATE_FOLDER) / "corrections.jsonl"
 _PHOTO_MODE = 0o644  # the client may run as another user
-
-
-class Status(StrEnum):
-    """What became of a correction."""
-
-    TRAINING = "training"  # among the training photos
-    INBOX = "inbox"  # its product is unknown
-    REVIEW = "review"  # waits for a person
-    UNDONE = "undone"
-    REJECTED = "rejected"
-    REPLACED = "replaced"  # by a later correction of the same photo
-
-
-WAITING = frozenset({Status.INBOX, Status.REVIEW})
-ACTIVE = WAITING | {Status.TRAINING}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Correction:
-    """A correction.
-
-    Attributes:
-        id: identifies it.
-        time: when it was made.
-        product: the product, as the model or the store's folders name it; in the inbox, as it was typed.
-        status: what became of it.
-        path: where its photo lies, relative to the data folder.
-        destination: the folder for it among the training photos, relative to the data folder; empty if there is none.
-        source: SHA-256 of the photo as it was sent (hex).
-        photo: SHA-256 of the photo as it is kept (hex).
-        reason: why it is held for review; empty if it is not.
-        predicted: the model's first guess; empty if there was none.
-        probability: the probability of that guess.
-    """
-
-    id: str
-    time: str
-    product: str
-    status: Status
-    path: str
-    destination: str
-    source: str
-    photo: str
-    reason: str = ""
-    predicted: str = ""
-    probability: float = 0.0
 
 
 class TooManyWaitingError(DataError):
@@ -128,8 +81,7 @@ class Corrections:
         self._staging = self._private / "staging"
         self._daily_cap = daily_cap
         self._folders = ProductFolders(data_dir=data_dir, labels=labels, paths=paths)
-        self._journal = HashChain(data_dir / JOURNAL, noun="correction")
-        self._known: dict[str, Correction] = {}
+        self._journal = Journal(data_dir / JOURNAL)
         self._read_size = -1  # of the journal, when it was last read; -1: read it again
         if create:
             self._make_folders()
@@ -182,7 +134,7 @@ class Corrections:
                 )
             new = self._make(copy, label, source, status, reason, found.folder if found else None, guess)
             self._commit(
-                {"event": "filed", **_fields(new), "replaces": [correction.id for correction in earlier]}, copy=copy
+                {"event": "filed", **fields_of(new), "replaces": [correction.id for correction in earlier]}, copy=copy
             )
         return self._known[new.id]
 
@@ -213,6 +165,10 @@ class Corrections:
             RunError: see `file`.
         """
         return self._change(id, {"event": "accepted"}, WAITING)
+
+    @property
+    def _known(self) -> dict[str, Correction]:
+        return self._journal.known
 
     @property
     def _lock(self) -> Path:
@@ -274,10 +230,8 @@ class Corrections:
             known = self._folders.find(correction.product)  # a folder may have been made for it since
             if known is not None:
                 folder = from_filesystem(str(known.folder))
-            elif problem := path_problem(correction.product):
-                raise DataError(f"'{correction.product}' cannot be a product's folder: {problem}")
             else:
-                folder = correction.product
+                folder = from_filesystem(str(self._folders.new(correction.product)))
         return f"{folder}/{_file_name(correction.id)}"
 
     def _commit(self, event: dict[str, Any], *, copy: bytes | None = None) -> None:
@@ -287,54 +241,30 @@ class Corrections:
                 self._make_folder_of(self._place(event["path"]))
             if copy is not None:
                 write_atomically(staged, copy, mode=_PHOTO_MODE)
-            self._journal.append(event)
+            self._read_size = -1  # until the photos are in place
+            changed = self._journal.append(event)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
-        self._read_size = -1  # until the photos are in place
-        for changed, moved_from in self._replay({"time": timestamp(), **event}).items():
-            self._put_in_place(self._known[changed], moved_from)
-        self._read_size = self._size()
+        self._finish(changed)
 
     def _refresh(self) -> None:
         """Read what other processes have written, and finish what a killed one has begun."""
-        if self._size() == self._read_size:
+        if self._journal.size == self._read_size:
             return
         self._make_folders()
-        self._journal.drop_incomplete_line()
-        before: dict[str, str] = {}
-        self._known = {}
-        for event in self._journal.lines():
-            before |= self._replay(event)
-        for changed, moved_from in before.items():
-            self._put_in_place(self._known[changed], moved_from)
+        self._finish(self._journal.read())
         staged = {_file_name(known) for known in self._known}
         with translating_os_errors("read", self._staging):
             for path in self._staging.iterdir():
                 if path.name not in staged:  # it was never committed
                     path.unlink(missing_ok=True)
-        self._read_size = self._size()
 
-    def _replay(self, event: Mapping[str, Any]) -> dict[str, str]:
-        """Apply a line of the journal to what is known.
-
-        Returns:
-            The ids of changed corrections, each with the path at which the photo was before; empty if it was staged.
-        """
-        changed, known = str(event["id"]), self._known
-        match event["event"]:
-            case "filed":
-                known[changed] = _parse(event)
-                replaced = {other: known[other].path for other in event["replaces"]}
-                known.update({other: replace(known[other], status=Status.REPLACED) for other in replaced})
-                return {changed: "", **replaced}
-            case "accepted":
-                moved_from = known[changed].path
-                known[changed] = replace(known[changed], status=Status.TRAINING, path=event["path"])
-                return {changed: moved_from}
-            case "undone" | "rejected":
-                known[changed] = replace(known[changed], status=Status(event["event"]))
-        return {changed: known[changed].path}
+    def _finish(self, changed: Mapping[str, str]) -> None:
+        """Put the photos of changed corrections where they belong, from where each was before."""
+        for name, moved_from in changed.items():
+            self._put_in_place(self._known[name], moved_from)
+        self._read_size = self._journal.size
 
     def _put_in_place(self, correction: Correction, moved_from: str) -> None:
         """Put a correction's photo where it belongs. Done twice, it does nothing the second time."""
@@ -365,12 +295,6 @@ class Corrections:
     def _place(self, path: str) -> Path:
         return self._data_dir / to_filesystem(path)
 
-    def _size(self) -> int:
-        try:
-            return (self._data_dir / JOURNAL).stat().st_size
-        except FileNotFoundError:
-            return 0
-
 
 def unknown_products(corrections: Sequence[Correction]) -> Counter[str]:
     """The number of photos in the inbox, by the product's name."""
@@ -387,13 +311,3 @@ def _unlink(path: Path) -> None:
 
 def _file_name(id: str) -> str:
     return f"correction-{id}.jpg"
-
-
-def _fields(correction: Correction) -> dict[str, Any]:
-    fields = {name: getattr(correction, name) for name in Correction.__slots__ if name != "time"}
-    return {**fields, "status": correction.status.value}
-
-
-def _parse(event: Mapping[str, Any]) -> Correction:
-    fields = {name: event[name] for name in Correction.__slots__}
-    return Correction(**{**fields, "status": Status(event["status"])})

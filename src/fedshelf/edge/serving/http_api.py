@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fedshelf.core.errors import DataError, FedShelfError, RunError
-from fedshelf.edge.serving.corrections import Correction, Corrections, TooManyWaitingError
+from fedshelf.edge.serving.correction_journal import Correction
+from fedshelf.edge.serving.corrections import Corrections, TooManyWaitingError
 from fedshelf.edge.serving.guard import Access, Guard
 from fedshelf.edge.serving.openapi import document
 from fedshelf.edge.serving.photo_copy import clean_copy

@@ -58,7 +58,7 @@ class ProductFolders:
         Raises:
             DataError: the photo folder cannot be read, or the model's path for the product is no name of a folder.
         """
-        root = self.data_dir / "train" if has_split(self.data_dir) else self.data_dir
+        root = self._root
         listing = list_photos(root)
         num_photos = Counter(photo.class_path for photo in listing.photos)
 
@@ -75,12 +75,24 @@ class ProductFolders:
         if own:
             best = min(own, key=lambda path: (-num_photos[path], path))
             return ProductFolder(label=label, folder=on_disk(best))
-        path = self.paths[index]
+        return ProductFolder(label=label, folder=self.new(self.paths[index]))
+
+    def new(self, path: str) -> Path:
+        """The folder of a product that the store does not have yet, relative to the data folder.
+
+        Args:
+            path: its class path.
+
+        Raises:
+            DataError: a scan would not find photos there, or it lies outside.
+        """
         if problem := path_problem(path):
-            raise DataError(
-                f"the model's path '{path:.100}' for '{label:.100}' cannot be a product's folder: {problem}"
-            )
-        return ProductFolder(label=label, folder=(root / to_filesystem(path)).relative_to(self.data_dir))
+            raise DataError(f"'{path:.100}' cannot be a product's folder: {problem}")
+        return (self._root / to_filesystem(path)).relative_to(self.data_dir)
+
+    @property
+    def _root(self) -> Path:
+        return self.data_dir / "train" if has_split(self.data_dir) else self.data_dir
 
 
 def path_problem(path: str) -> str:
