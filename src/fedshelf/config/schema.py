@@ -61,6 +61,8 @@ NEWER = (
     "feature_views",
     "adapter_rank",
     "adapter_alpha",
+    "sales",
+    "forecast_weight",
     "backbone_lr_factor",
     "head_lr_factor",
     "unfreeze_after",
@@ -168,11 +170,16 @@ class RunConfig(Settings):
 
     train: Annotated[TrainName, Setting(help="What is trained: all, the output layer (head; photos are then computed "
         "up to it once), or that and the normalization layers (norm) or low-rank adapters of the other linear layers "
-        "(adapter). The rest is sent to each store once.", panel=MODEL)] = "all"  # fmt: skip
+        "(adapter), or what --sales adds alone (sales). The rest is sent to each store once.", panel=MODEL)] = "all"  # fmt: skip
     freeze_norm: Annotated[bool, Setting(help="Leave the statistics of batch normalization as they are, and normalize "
         "with them in training, too.", panel=MODEL, only_with=("train", "all", "norm"))] = False  # fmt: skip
     feature_views: Annotated[int, Setting(help="With --train head: views of each photo that are computed once, the "
-        "photo itself and random ones.", ge=1, le=64, panel=MODEL, only_with=("train", "head"))] = 1  # fmt: skip
+        "photo itself and random ones.", ge=1, le=64, panel=MODEL, only_with=("train", "head", "sales"))] = 1  # fmt: skip
+    sales: Annotated[bool, Setting(help="Train with each store's sales (sales.csv next to its photos), which say what a "
+        "photo may show, and forecast the units of the next 7 days. Needs --train head or sales (see "
+        "docs/how-to/train-with-sales.md).", panel=MODEL)] = False  # fmt: skip
+    forecast_weight: Annotated[float, Setting(help="With --sales: weight of the forecast's loss beside that of the "
+        "products in photos; 0 trains no forecast.", ge=0, le=100, panel=MODEL, only_with=("sales",))] = 0.1  # fmt: skip
     adapter_rank: Annotated[int, Setting(help="With --train adapter: rank of the adapters; bytes and capacity grow "
         "with it.", ge=1, le=256, panel=MODEL, only_with=("train", "adapter"))] = 4  # fmt: skip
     adapter_alpha: Annotated[float, Setting(help="With --train adapter: the adapters' output is multiplied by this "
@@ -400,7 +407,7 @@ class ClientConfig(Settings):
 _FITS_A_CLOSED_FORM: Mapping[str, Sequence[Any]] = {
     "algorithm": ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "scaffold"),
     "aggregator": ("mean",),
-    "personalize": ("none", "finetune"),
+    "personalize": ("none", "finetune", "gate"),
     "dp": ("none",),
     "clip_norm": (None,),
     "attack": ("none",),
@@ -418,12 +425,12 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("algorithm") == "ridge":
         all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
         return {"train": "head", **({"rounds": 1} if all_at_once else {})}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"train": "head", "personalize": "gate"} if given.get("sales") else {}
     if given.get("secagg"):  # weights by examples need room
         found |= {"codec_up": "modular:16" if given.get("weights") == "equal" else "modular:32", "min_clients": 3}
     if given.get("dp") == "sample":  # each photo's gradient is bounded
         found["gradient_clip"] = 0.0
-    if not given.get("pretrained") or given.get("train", "all") != "all":
+    if not given.get("pretrained") or given.get("train", found.get("train", "all")) != "all":
         return found
     # Fine-tuning; measured in docs/how-to/start-from-pretrained-weights.md.
     found |= {"client_lr": 0.01, "warmup_rounds": 0}
