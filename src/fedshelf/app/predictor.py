@@ -218,9 +218,8 @@ class Predictor:
         if not tower_names(self.module):
             raise UsageError(f"--sales {store}: the model in '{self.folder}' was trained without sales")
         catalogue = _catalogue(self.folder, self.labels)
-        indices = [
-            catalogue.index_of(class_folder(each.class_path)) for each in scan(store, val_fraction=0.0, seed=0).train
-        ]
+        photos = scan(store, val_fraction=0.0, seed=0).train
+        indices = [catalogue.index_of(class_folder(photo.class_path)) for photo in photos]
         labels = np.array([index for index in indices if index is not None], dtype=np.int64)
         sales = StoreSales.of(store, catalogue, labels)
         if sales.history is None:

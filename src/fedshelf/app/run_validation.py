@@ -241,7 +241,9 @@ def _problems_with_sales(config: RunConfig) -> list[str]:
         f"--algorithm {config.algorithm}": (
             algorithm_of(config).sums, "it trains nothing in steps. Compute the head with --warm-start ridge",
         ),
-        "--refit-head": (config.refit_head, "the output layer would be computed as if there were no sales. Leave it out"),
+        "--refit-head": (
+            config.refit_head, "the output layer would be computed as if there were no sales. Leave it out",
+        ),
         f"--dp {config.dp}": (
             config.dp == "sample",
             "its noise protects photos, and a day of sales is in many of them. Use --dp client",

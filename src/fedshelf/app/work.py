@@ -31,7 +31,8 @@ SaveModel = Callable[[OpenedSetup, StorePhotos, BoundModel, Comparison], None]
 def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None, training: Run = alone,
     features_folder: Path | None = None,
-    test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, photos, bound, comparison: None,
+    test: Callable[[], PhotoSet | None] = lambda: None,
+    save: SaveModel = lambda opened, photos, bound, comparison: None,
     per_product: bool = True, budget: Budget = NO_BUDGET,
 ) -> Work:  # fmt: skip
     """Create the work of one client.

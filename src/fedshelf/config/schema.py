@@ -170,16 +170,19 @@ class RunConfig(Settings):
 
     train: Annotated[TrainName, Setting(help="What is trained: all, the output layer (head; photos are then computed "
         "up to it once), or that and the normalization layers (norm) or low-rank adapters of the other linear layers "
-        "(adapter), or what --sales adds alone (sales). The rest is sent to each store once.", panel=MODEL)] = "all"  # fmt: skip
+        "(adapter), or what --sales adds alone (sales). The rest is sent to each store once.",
+        panel=MODEL)] = "all"  # fmt: skip
     freeze_norm: Annotated[bool, Setting(help="Leave the statistics of batch normalization as they are, and normalize "
         "with them in training, too.", panel=MODEL, only_with=("train", "all", "norm"))] = False  # fmt: skip
     feature_views: Annotated[int, Setting(help="With --train head: views of each photo that are computed once, the "
-        "photo itself and random ones.", ge=1, le=64, panel=MODEL, only_with=("train", "head", "sales"))] = 1  # fmt: skip
-    sales: Annotated[bool, Setting(help="Train with each store's sales (sales.csv next to its photos), which say what a "
-        "photo may show, and forecast the units of the next 7 days. Needs --train head or sales (see "
+        "photo itself and random ones.", ge=1, le=64, panel=MODEL,
+        only_with=("train", "head", "sales"))] = 1  # fmt: skip
+    sales: Annotated[bool, Setting(help="Train with each store's sales (sales.csv next to its photos): they say what a "
+        "photo may show, and the units of the next 7 days are forecast. Needs --train head or sales (see "
         "docs/how-to/train-with-sales.md).", panel=MODEL)] = False  # fmt: skip
-    forecast_weight: Annotated[float, Setting(help="With --sales: weight of the forecast's loss beside that of the "
-        "products in photos; 0 trains no forecast.", ge=0, le=100, panel=MODEL, only_with=("sales",))] = 0.1  # fmt: skip
+    forecast_weight: Annotated[float, Setting(help="With --sales: weight of the forecast's loss, where that of the "
+        "products in photos has 1; 0 trains no forecast.", ge=0, le=100, panel=MODEL,
+        only_with=("sales",))] = 0.1  # fmt: skip
     adapter_rank: Annotated[int, Setting(help="With --train adapter: rank of the adapters; bytes and capacity grow "
         "with it.", ge=1, le=256, panel=MODEL, only_with=("train", "adapter"))] = 4  # fmt: skip
     adapter_alpha: Annotated[float, Setting(help="With --train adapter: the adapters' output is multiplied by this "
