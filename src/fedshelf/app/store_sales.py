@@ -46,6 +46,11 @@ class StoreSales:
         sales = read_sales(path, catalogue) if path.exists() else None
         return cls(history=SalesHistory(sales) if sales else None, mix=mix_of(labels_M, len(catalogue)))
 
+    @classmethod
+    def none(cls, num_classes: int) -> Self:
+        """Those of a store that has no sales."""
+        return cls(history=None, mix=np.zeros(num_classes, np.float32))
+
     def block(self, days_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """The figures [N, K · W] of photos of these days (0: unknown); zeros without sales."""
         if self.history is None:

@@ -164,10 +164,8 @@ def synthetic_sales(
         print_json({"stores": rows})
         return
     echo(f"Wrote {counted(sum(rows.values()), 'row')} of synthetic sales for {counted(len(rows), 'store')}")
-    folder = shlex.quote(str(stores))
-    echo_command(
-        f"fedshelf simulate --data-dir {folder} --sales --pretrained --model tf_efficientnet_lite0 --rounds 20"
-    )
+    model = "--pretrained --model tf_efficientnet_lite0"
+    echo_command(f"fedshelf simulate --data-dir {shlex.quote(str(stores))} --sales {model} --rounds 20")
 
 
 @app.command(epilog="Example: fedshelf data check stores/store-1")

@@ -129,12 +129,10 @@ def _why_not(text: bytes) -> str:
         lines = [reader.line_num for row in reader if len(row) > width]
     except csv.Error as error:
         return f"{error}"
-    more = (
-        f"{at_lines(lines)}: more values than the first line has columns"
-        if lines
-        else "its quotation marks do not match"
+    what = (
+        f"{at_lines(lines)}: more values than the first line has columns" if lines else "quotation marks do not match"
     )
-    return f"{more}. Write numbers with a decimal point, and put names that contain a comma into quotation marks"
+    return f"{what}. Write numbers with a decimal point, and put names that contain a comma into quotation marks"
 
 
 def _parsed(table: "polars.DataFrame") -> "polars.DataFrame":
@@ -188,7 +186,7 @@ def _problems(rows: "polars.DataFrame") -> list[str]:
     if rows.height > MAX_ROWS:
         found.append(f"{counted(rows.height, 'row')}: {MAX_ROWS:,} is the most. Keep the newest years")
     days = rows["date"].drop_nulls()
-    if len(days) and (days.max() - days.min()).days >= MAX_DAYS:  # type: ignore[operator,union-attr]
+    if len(days) and (days.max() - days.min()).days >= MAX_DAYS:
         found.append(f"the dates span more than {MAX_DAYS:,} days. Keep the newest years, and correct wrong dates")
     return found
 

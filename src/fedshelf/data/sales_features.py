@@ -177,7 +177,7 @@ def mix_of(labels_M: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]
         num_classes: K.
     """
     counts = np.bincount(labels_M, minlength=num_classes) + 0.5
-    return np.log(counts / counts.sum() * num_classes).astype(np.float32)
+    return np.asarray(np.log(counts / counts.sum() * num_classes), np.float32)
 
 
 def _mean_product(mean_UP: Array, has_UP: Array) -> Array:

@@ -195,7 +195,7 @@ def _dated(
 
     With `only_listed`, there are no photos of products that are listed on none of the days.
     """
-    found = []
+    found: list[tuple[Photo, date]] = []
     for product in store.products:
         mine = [photo for photo in photos if photo.class_path == product]
         if only_listed and not store.rates[slice(*window), store.products.index(product)].any():

@@ -104,7 +104,7 @@ class SalesLinear(nn.Linear):
 
     def sales_of(self, input: Tensor) -> Tensor:
         """The figures [B, K, W] of the sales in an input."""
-        return input[:, self.in_features :].unflatten(1, (self.out_features, WIDTH))
+        return input[:, self.in_features :].view(-1, self.out_features, WIDTH)
 
     def forecast(self, sales_BKW: Tensor) -> Tensor:
         """Forecast the units [B, K] of 7 days; 0 for products without sales data."""

@@ -216,7 +216,10 @@ class MemoryStores:
             self._features_of, self._features = opened, {}
         if name not in self._features:
             views = opened.config.feature_views
-            self._features[name] = featurized(opened.bound_model, photos, cache=None, views=views)
+            found = featurized(opened.bound_model, photos, cache=None, views=views)
+            if opened.bound_model.takes_sales:
+                found = StoreSales.none(len(opened.catalogue)).joined(found, np.zeros(len(found), np.int64))
+            self._features[name] = found
         return self._features[name]
 
     def _relabelled(self, photos: PhotoSet, catalogue: Catalogue) -> PhotoSet:
