@@ -92,7 +92,7 @@ def read_sales(path: Path, catalogue: Catalogue) -> Sales | None:
         raise DataError(f"'{path.name}' needs polars, which is not installed: pip install 'fedshelf[sales]'") from None
     text = _text(path)
     try:
-        table = polars.read_csv(text, infer_schema=False, missing_utf8_is_empty_string=False)
+        table = polars.read_csv(text, infer_schema=False)
     except polars.exceptions.NoDataError:
         raise DataError(f"'{path}' is empty: {_header()}") from None
     except polars.exceptions.PolarsError:
