@@ -182,7 +182,7 @@ class RunConfig(Settings):
         "docs/how-to/train-with-sales.md).", panel=MODEL)] = False  # fmt: skip
     forecast_weight: Annotated[float, Setting(help="With --sales: weight of the forecast's loss, where that of the "
         "products in photos has 1; 0 trains no forecast.", ge=0, le=100, panel=MODEL,
-        only_with=("sales",))] = 0.1  # fmt: skip
+        only_with=("sales",))] = 1.0  # fmt: skip
     adapter_rank: Annotated[int, Setting(help="With --train adapter: rank of the adapters; bytes and capacity grow "
         "with it.", ge=1, le=256, panel=MODEL, only_with=("train", "adapter"))] = 4  # fmt: skip
     adapter_alpha: Annotated[float, Setting(help="With --train adapter: the adapters' output is multiplied by this "

@@ -12,11 +12,17 @@ store, base_k is the 4-week mean (`core.sales_columns`). The gate g starts at 1 
 (`--personalize gate`). W_2, W_3 and b_2 start at zero, so that training starts from the image model with the store's
 mix. Photos without sales have the image model's logits, bit for bit.
 
-Recognition and forecast are trained together: the loss of a step is cross-entropy of line 5, plus a multiple of the
-negative log-likelihood of the units under a negative binomial distribution with the mean of line 6, averaged over the
-products of the batch whose units are known:
+Recognition and forecast are trained together. The loss of a step is the sum of three:
 
-     7  (y + r) ln(exp(ln m) + r) - y ln m                           m the forecast, y the units, r = 10
+     7  cross-entropy of line 5, in which g, mix, mask and bias are constants: it trains the image model
+     8  cross-entropy of g_0 · mix + g_1 · mask · bias, without the image
+     9  forecast_weight · sum |forecast - units| / sum units, over products of the batch whose units are known
+
+By Bayes' rule, logits are a log likelihood of the photo and a log probability of each product before the photo is seen.
+Line 8 makes the second of them, from sales alone. If line 7 trained it, too, it would learn from photos that the image
+model knows by heart: on these, sales have nothing to add, and the gates of real photos turned negative. Line 9 is the
+error that forecasts are judged by (WAPE): the likelihood of a negative binomial distribution, whose mean is forecast,
+is 20 % worse by it where products are unlisted at times.
 
 The output layer becomes a layer with these parameters of its own. Its input [B, D + K · W] are a photo's features and
 behind them the figures of its sales; with D alone, it is the image model's output layer.
@@ -25,7 +31,7 @@ Shapes: B batch, K classes, D features of a photo, F features of a product, W fi
 """
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +42,28 @@ from fedshelf.core.errors import ModelError
 from fedshelf.core.sales_columns import BASE, FEATURES, HAS, KNOWN, MIX, TARGET, WIDTH
 
 HIDDEN = 16
-DISPERSION = 10.0
-_LOG_DISPERSION = math.log(DISPERSION)
+MAX_LOG_UNITS = 16.0  # of a forecast: nine million
 _TYPES = (nn.Linear, NonDynamicallyQuantizableLinear)  # not their subclasses, which may compute something else
+
+
+class SalesOutput(NamedTuple):
+    """The output of a model with sales in training.
+
+    Attributes:
+        logits: of line 5 [B, K], in which sales are constants.
+        prior: what sales add to the logits [B, K]; zeros for photos without sales.
+        forecast_loss: line 9.
+    """
+
+    logits: Tensor
+    prior: Tensor
+    forecast_loss: Tensor
+
+    def added_loss(self, labels_B: Tensor) -> Tensor:
+        """Lines 8 and 9, for photos of these classes."""
+        has_sales_B = (self.prior != 0).any(1)
+        losses_B = F.cross_entropy(self.prior, labels_B, reduction="none")
+        return (losses_B * has_sales_B).mean() + self.forecast_loss
 
 
 class SalesTower(nn.Module):
@@ -81,14 +106,14 @@ class SalesLinear(nn.Linear):
         """D + K · W."""
         return self.in_features + self.out_features * WIDTH
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor) -> Tensor | SalesOutput:  # type: ignore[override]
         """Compute logits [B, K].
 
         Args:
             input: features of photos [B, D], or these and the figures of their sales [B, D + K · W].
 
         Returns:
-            The logits; in training with sales, also the weighted loss of the forecast.
+            The logits; in training with sales, also what the added losses are made of.
         """
         logits_BK = F.linear(input[:, : self.in_features], self.weight, self.bias)  # line 1
         if input.shape[1] == self.in_features:
@@ -96,11 +121,15 @@ class SalesLinear(nn.Linear):
         sales_BKW = self.sales_of(input)
         bias_BK, rate_BK = self.tower(sales_BKW[..., : len(FEATURES)])
         mask_BK, gate = sales_BKW[..., HAS], self.tower.gate
-        with_sales_BK = logits_BK + gate[0] * sales_BKW[..., MIX] + gate[1] * mask_BK * bias_BK  # line 5
-        logits_BK = torch.where(mask_BK.any(1, keepdim=True), with_sales_BK, logits_BK)
+        prior_BK = gate[0] * sales_BKW[..., MIX] + gate[1] * mask_BK * bias_BK
+        has_sales_B1 = (mask_BK > 0).any(1, keepdim=True)
+        with_sales_BK = torch.where(has_sales_B1, logits_BK + prior_BK.detach(), logits_BK)  # line 5
         if not self.training:
-            return logits_BK
-        return logits_BK, self.forecast_weight * _forecast_loss(sales_BKW, rate_BK)
+            return with_sales_BK
+        return SalesOutput(
+            logits=with_sales_BK, prior=torch.where(has_sales_B1, prior_BK, 0.0),
+            forecast_loss=self.forecast_weight * _forecast_loss(sales_BKW, rate_BK),
+        )  # fmt: skip
 
     def sales_of(self, input: Tensor) -> Tensor:
         """The figures [B, K, W] of the sales in an input."""
@@ -109,15 +138,19 @@ class SalesLinear(nn.Linear):
     def forecast(self, sales_BKW: Tensor) -> Tensor:
         """Forecast the units [B, K] of 7 days; 0 for products without sales data."""
         _, rate_BK = self.tower(sales_BKW[..., : len(FEATURES)])
-        return torch.exp(sales_BKW[..., BASE] + rate_BK) * sales_BKW[..., HAS]  # line 6
+        return _units(sales_BKW, rate_BK) * sales_BKW[..., HAS]
+
+
+def _units(sales_BKW: Tensor, rate_BK: Tensor) -> Tensor:
+    """Line 6."""
+    return torch.exp((sales_BKW[..., BASE] + rate_BK).clamp(max=MAX_LOG_UNITS))
 
 
 def _forecast_loss(sales_BKW: Tensor, rate_BK: Tensor) -> Tensor:
-    """Line 7, averaged over the known units; 0 if there are none."""
-    log_mean, units, known = sales_BKW[..., BASE] + rate_BK, sales_BKW[..., TARGET], sales_BKW[..., KNOWN]
-    dispersion = torch.full_like(log_mean, _LOG_DISPERSION)
-    losses = (units + DISPERSION) * torch.logaddexp(log_mean, dispersion) - units * log_mean
-    return (losses * known).sum() / known.sum().clamp(min=1)
+    """Line 9 without its weight; 0 if no units are known."""
+    units, known = sales_BKW[..., TARGET], sales_BKW[..., KNOWN]
+    errors = (_units(sales_BKW, rate_BK) - units).abs() * known
+    return errors.sum() / (units * known).sum().clamp(min=1)
 
 
 def add_sales(module: nn.Module, *, forecast_weight: float = 0.0, seed: int = 0) -> None:

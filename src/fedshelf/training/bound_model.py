@@ -6,7 +6,7 @@ Shapes: B batch, H height, W width, D features, K classes, S shared values, M va
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fedshelf.core.params import Params, Segment, bind, bind_gradients
 from fedshelf.models.build import Normalization, normalization_of
 from fedshelf.models.convolution_fault import avoid_convolution_fault
 from fedshelf.models.head import head_names, linear_head
-from fedshelf.models.sales import SalesLinear
+from fedshelf.models.sales import SalesLinear, SalesOutput
 from fedshelf.training.cross_entropy import cross_entropy
 from fedshelf.training.device import Compute
 from fedshelf.training.losses import Calibration
@@ -25,8 +25,8 @@ from fedshelf.training.settings import TrainingSettings
 
 __all__ = ["GradientHook", "TrainingSettings", "BoundModel"]
 
-Forward: TypeAlias = Callable[[Tensor], Any]
-"""A pass: logits, or these and a loss that the model adds to that of its classes in training."""
+Forward: TypeAlias = Callable[[Tensor], Tensor | SalesOutput]
+"""A pass, to logits; in training with sales, also to what its other losses are made of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,9 +165,10 @@ class BoundModel:
             calibration: the client's calibration, if any.
             forward: the pass to use instead of the module.
         """
-        logits_BK, added = self._outputs(inputs, forward)
+        output = self._output(inputs, forward)
+        logits_BK = output.logits if isinstance(output, SalesOutput) else output
         loss = cross_entropy(logits_BK, labels_B, calibration, label_smoothing=self.settings.label_smoothing)
-        return loss if added is None else loss + added
+        return loss + output.added_loss(labels_B) if isinstance(output, SalesOutput) else loss
 
     def logits(self, inputs: Tensor, *, forward: Forward | None = None) -> Tensor:
         """Compute logits [B, K] in float32; the pass runs in bfloat16 where that is faster.
@@ -176,20 +177,19 @@ class BoundModel:
             inputs: normalized photos [B, 3, H, W], or their features [B, D] if the model has a `head`.
             forward: the pass to use instead of the module.
         """
-        return self._outputs(inputs, forward)[0]
+        output = self._output(inputs, forward)
+        return output.logits if isinstance(output, SalesOutput) else output
 
-    def _outputs(self, inputs: Tensor, forward: Forward | None) -> tuple[Tensor, Tensor | None]:
-        """The logits, and a loss that the model adds to that of its classes in training, or None."""
+    def _output(self, inputs: Tensor, forward: Forward | None) -> Tensor | SalesOutput:
+        """The output of a pass, in float32."""
         module = self.module if inputs.dim() == 4 else self.trained
         passes = (forward, self.forward if self.module.training else None, module)
         compute = next(each for each in passes if each is not None)  # the truth of a compiled module is not defined
-        if self.compute.autocast:
-            with torch.autocast(self.compute.device.type, dtype=torch.bfloat16):
-                output = compute(inputs)
-        else:
+        if not self.compute.autocast:
+            return compute(inputs)
+        with torch.autocast(self.compute.device.type, dtype=torch.bfloat16):
             output = compute(inputs)
-        logits_BK, added = output if isinstance(output, tuple) else (output, None)
-        return logits_BK.float(), added
+        return SalesOutput(*(part.float() for part in output)) if isinstance(output, SalesOutput) else output.float()
 
     @torch.no_grad()
     def features(self, images_BCHW: Tensor) -> Tensor:
