@@ -428,20 +428,25 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("algorithm") == "ridge":
         all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
         return {"train": "head", **({"rounds": 1} if all_at_once else {})}
-    found: dict[str, Any] = {"train": "head", "personalize": "gate"} if given.get("sales") else {}
+    found: dict[str, Any] = {}
+    if given.get("sales"):  # smoothed labels would make the image model work against the store's mix of products
+        found = {"train": "head", "personalize": "gate", "label_smoothing": 0.0}
     if given.get("secagg"):  # weights by examples need room
         found |= {"codec_up": "modular:16" if given.get("weights") == "equal" else "modular:32", "min_clients": 3}
     if given.get("dp") == "sample":  # each photo's gradient is bounded
         found["gradient_clip"] = 0.0
+    # A head in closed form is shared, made of exact sums that all live stores send at once, and kept as it is.
+    fits = all(given.get(name, values[0]) in values for name, values in _FITS_A_CLOSED_FORM.items())
+    fits = fits and given.get("warm_start", "ridge") == "ridge" and given.get("val_fraction", 0.1) > 0
+    if given.get("sales") and given.get("pretrained") and given.get("train", "head") == "head" and fits:
+        found |= {"warm_start": "ridge", "head_lr_factor": 0.1}
     if not given.get("pretrained") or given.get("train", found.get("train", "all")) != "all":
         return found
     # Fine-tuning; measured in docs/how-to/start-from-pretrained-weights.md.
     found |= {"client_lr": 0.01, "warmup_rounds": 0}
     if given.get("personalize") != "fedbn":  # whose statistics start fresh at the stores
         found["freeze_norm"] = True
-    # A head in closed form is shared, made of exact sums that all live stores send at once, and kept as it is.
-    fits = all(given.get(name, values[0]) in values for name, values in _FITS_A_CLOSED_FORM.items())
-    if fits and given.get("warm_start", "ridge") == "ridge" and given.get("val_fraction", 0.1) > 0:
+    if fits:
         found |= {"warm_start": "ridge", "refit_head": True, "head_lr_factor": 0.0}
     return found
 
