@@ -1,13 +1,14 @@
 """The `fedshelf predict` command."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedshelf.cli.display import echo, print_json
-from fedshelf.core.errors import DataError
+from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.settings import MAX_INTEGER
 from fedshelf.core.text import from_filesystem
 from fedshelf.reporting.formatting import percent
@@ -25,6 +26,16 @@ ModelPath = Annotated[
     Path | None,
     typer.Option("--model-path", metavar="DIR", help="Folder of the module of a model of your own (MODULE:FUNCTION)."),
 ]
+Sales = Annotated[
+    Path | None,
+    typer.Option("--sales", metavar="STORE", help="Folder of a store, with its sales.csv, for a model trained with "
+                 "--sales: photos are named with what it sold before their day."),
+]  # fmt: skip
+Day = Annotated[
+    datetime | None,
+    typer.Option("--date", formats=["%Y-%m-%d"], metavar="DATE", help="With --sales: the day on which the photos were "
+                 "taken (default: what photos.csv, the camera, or the file's name says)."),
+]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
 
 
@@ -34,6 +45,8 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, max=MAX_INTEGER, help="How many products to name per photo.")] = 5,
     best: Best = False,
     model_path: ModelPath = None,
+    sales: Sales = None,
+    day: Day = None,
     as_json: AsJson = False,
 ) -> None:
     """Name the products in photos.
@@ -47,11 +60,15 @@ def predict(
     """
     from fedshelf.app.predictor import Predictor, model_folder
 
+    if day is not None and sales is None:
+        raise UsageError("--date has no effect without --sales: add that, or leave it out")
     predictor = Predictor.load(model_folder(run, best=best), model_path=model_path)
+    if sales is not None:
+        predictor = predictor.with_sales(sales)
     unusable = 0
     for photo in photos:
         try:
-            found = predictor.predict_levels(photo, top=top)
+            found = predictor.predict_levels(photo, top=top, day=day.date() if day else None)
         except DataError as error:
             unusable += 1
             _show_unusable(photo, error, as_json=as_json)
