@@ -254,7 +254,7 @@ class Predictor:
         if self.sales is not None:
             file = Photo(class_path="", path=photo)
             days = np.array([day.toordinal()]) if day else photo_dates(photo.parent, [file])
-        probabilities_K = self._logits(images, days).softmax(1)[0]
+        probabilities_K = self.logits(images, days).softmax(1)[0]
         folders = [self.tree.nodes(level) for level in range(1, self.tree.depth)]
         return [_most_likely(names, probabilities_K, top) for names in (*folders, self.labels)]
 
@@ -290,7 +290,7 @@ class Predictor:
         for start in range(0, len(photo_set), EVALUATION_BATCH):
             chosen = slice(start, start + EVALUATION_BATCH)
             labels_B = torch.from_numpy(photo_set.labels[chosen])
-            logits_BK = self._logits(photo_set.images[chosen], days[chosen])
+            logits_BK = self.logits(photo_set.images[chosen], days[chosen])
             loss_sum += F.cross_entropy(logits_BK.double(), labels_B, reduction="sum").item()
             np.add.at(confusion_KK, (labels_B.numpy(), logits_BK.argmax(1).numpy()), 1)
         return EvaluationReport(
@@ -306,7 +306,8 @@ class Predictor:
             mistaken_for=self.labels[int(wrong_K.argmax())] if wrong_K.any() else "",
         )  # fmt: skip
 
-    def _logits(self, images_BHWC: NDArray[np.uint8], days_B: NDArray[np.int64]) -> Tensor:
+    def logits(self, images_BHWC: NDArray[np.uint8], days_B: NDArray[np.int64]) -> Tensor:
+        """Compute logits [B, K] of photos that were taken on these days (ordinals; 0: unknown)."""
         images_BCHW = normalize(
             torch.from_numpy(images_BHWC.copy()), torch.device("cpu"), self.normalization.mean, self.normalization.std
         )
