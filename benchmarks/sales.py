@@ -89,9 +89,9 @@ def report(found: Mapping[tuple[float, float], Sequence[Figures]]) -> str:
         [
             results.table(["", *models, "stores that use sales", "seeds"], rows),
             results.table(["WAPE", "last week", "4-week mean", "year ago", *WAYS], errors),
-            f"Synthetic sales, real photos: 8 stores (Dirichlet 0.3), 81 products, EfficientNet-Lite0 at {SIZE} px with "
-            f"ImageNet weights, frozen. Accuracy on each store's own mix of products, on the official test photos, mean "
-            f"over stores. {ROUNDS} rounds. *image* is the exact head, *static mix* adds the store's mix of products, "
+            "Synthetic sales, real photos: 8 stores (Dirichlet 0.3), 81 products, EfficientNet-Lite0 with ImageNet "
+            f"weights, frozen, at {SIZE} px. Accuracy on each store's own mix of products, on official test photos, "
+            f"mean over stores; {ROUNDS} rounds. *image* is the exact head, *static mix* adds the mix of products, "
             "*units prior* also the log of the last 7 days' units against the product's year. *finished* trains the "
             "sales tower on the finished image model, *together* with the output layer. WAPE is the error of the "
             "forecast of 7 days, on the last 8 weeks, which no forecast is trained on.",

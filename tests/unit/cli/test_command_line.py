@@ -24,7 +24,8 @@ COMMANDS = [
     "enroll key", "enroll tokens", "enroll cancel", "enroll renumber",
     "audit-log", "privacy audit", "privacy explain", "privacy ledger", "privacy receipt", "simulate", "predict",
     "evaluate", "runs list", "runs show",
-    "runs compare", "runs stop", "data partition", "data make-demo", "data fetch", "data synthetic-sales", "data check", "privacy epsilon",
+    "runs compare", "runs stop", "data partition", "data make-demo", "data fetch", "data synthetic-sales", "data check",
+    "privacy epsilon",
 ]  # fmt: skip
 TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]
 
