@@ -105,7 +105,7 @@ def test_training_starts_from_the_image_model_with_the_stores_mix_and_from_the_f
     torch.testing.assert_close(layer.forecast(figures), figures[..., BASE].exp() * figures[..., HAS])
 
 
-def outputs(module: nn.Module, figures: Tensor) -> tuple[SalesOutput, nn.Parameter, nn.Parameter]:
+def outputs(module: nn.Module, figures: Tensor) -> tuple[SalesOutput, Tensor, Tensor]:
     layer = head(module.train())
     found = layer(inputs(layer, figures))
     assert isinstance(found, SalesOutput)
@@ -115,12 +115,12 @@ def outputs(module: nn.Module, figures: Tensor) -> tuple[SalesOutput, nn.Paramet
 def test_the_cross_entropy_of_photos_trains_the_image_part_alone_and_that_of_sales_the_tower_alone() -> None:
     labels = torch.tensor([0, 1, 2, 3])
     found, weight, tower = outputs(model(), sales(4))
-    nn.functional.cross_entropy(found.logits, labels).backward()  # type: ignore[no-untyped-call]
+    nn.functional.cross_entropy(found.logits, labels).backward()
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
     assert tower.grad is None
     found, weight, tower = outputs(model(forecast_weight=0.0), sales(4))
-    found.added_loss(labels).backward()  # type: ignore[no-untyped-call]
+    found.added_loss(labels).backward()
     assert weight.grad is None
     assert tower.grad is not None
     assert tower.grad.abs().sum() > 0
@@ -157,7 +157,7 @@ def test_the_tower_is_no_part_of_the_head_and_the_gate_is_found() -> None:
 def test_the_tower_is_trained_with_the_head_or_alone() -> None:
     module = model()
     trained = {name: dict(module.named_parameters()).keys() - frozen_names(module, name, freeze_norm=False)
-               for name in ("head", "sales")}  # type: ignore[arg-type,misc]  # fmt: skip
+               for name in ("head", "sales")}  # fmt: skip
     assert trained["sales"] == tower_names(module)
     assert trained["head"] == tower_names(module) | {"head.weight", "head.bias"}
 
