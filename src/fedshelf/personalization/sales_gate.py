@@ -24,7 +24,7 @@ def personal_names(module: nn.Module) -> frozenset[str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gate(PersonalLayers):
+class SalesGate(PersonalLayers):
     """The gate is personal. Without it, the shared values are a complete model."""
 
     candidates: tuple[Candidate, ...] = tuple(Candidate)
@@ -33,4 +33,4 @@ class Gate(PersonalLayers):
         bound.params.personal.zero_()  # closed: the image model
 
 
-GATE = Gate(names=personal_names)
+SALES_GATE = SalesGate(names=personal_names)
