@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from fedshelf.app.client import StoreClient
 from fedshelf.app.client_place import ClientPlace
 from fedshelf.app.predictor import Predictor
+from fedshelf.cli.app import main
 from fedshelf.compression.download import name_of
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
@@ -100,12 +101,12 @@ def test_the_forecast_is_measured_at_stores_that_have_sales_and_stays_there(stor
 
 
 def test_two_processes_train_what_one_trains(stores: Path) -> None:
-    one, two = (weights(run(f"r{count}", workers=count).model) for count in (0, 2))
+    one, two = (weights(run(f"r{count}", workers=count, compare=False).model) for count in (0, 2))
     assert same(one, two) == one.keys()
 
 
 def test_clients_in_one_computation_train_what_they_train_alone(stores: Path) -> None:
-    alone, together = (weights(run(engine, engine=engine).model) for engine in ("local", "vmap"))
+    alone, together = (weights(run(engine, engine=engine, compare=False).model) for engine in ("local", "vmap"))
     for name in alone:
         torch.testing.assert_close(alone[name], together[name], rtol=1e-3, atol=1e-5)
 
@@ -122,16 +123,16 @@ def altered(table: Path, days: range) -> None:
 
 def test_sales_after_the_forecasts_of_all_photos_change_nothing_and_those_before_do(stores: Path) -> None:
     """Photos to train on are taken before day 609; the weeks from day 672 on measure the forecast alone."""
-    before = weights(run("before").model)
+    before = weights(run("before", compare=False).model)
     for name in ("lyon", "oslo"):
         altered(stores / name / "sales.csv", range(672, 728))
-    assert same(before, weights(run("later").model)) == before.keys()
+    assert same(before, weights(run("later", compare=False).model)) == before.keys()
     altered(stores / "lyon" / "sales.csv", range(340, 600))
-    assert same(before, weights(run("earlier").model)) != before.keys()
+    assert same(before, weights(run("earlier", compare=False).model)) != before.keys()
 
 
 def image_model() -> Path:
-    return run("image", sales=False, rounds=1).model
+    return run("image", sales=False, rounds=1, compare=False).model
 
 
 def test_sales_join_a_finished_image_model_that_stays_as_it_is_bit_for_bit(stores: Path) -> None:
@@ -162,6 +163,27 @@ def test_a_dated_photo_is_named_with_the_sales_before_its_day(stores: Path) -> N
     report = model.evaluate(Path("test"))
     assert report.num_photos == 12
     assert report.loss != Predictor.load(image).evaluate(Path("test")).loss
+
+
+def test_predict_and_evaluate_take_the_store_and_the_day(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = image_model()
+    directory = run("post", train="sales", init=image / "model.safetensors", compare=False)
+    photo = str(next(iter(sorted(Path("test").rglob("*.png")))))
+    day = date.fromordinal(FIRST_DAY.toordinal() + 650).isoformat()
+    capsys.readouterr()
+
+    def printed(*arguments: str) -> dict[str, Any]:
+        main([*arguments, "--run", str(directory.model), "--json"])
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    plain, dated = printed("predict", photo), printed("predict", photo, "--sales", "stores/lyon", "--date", day)
+    assert plain["predictions"] == printed("predict", photo, "--sales", "stores/lyon")["predictions"]  # no date
+    assert plain["predictions"] != dated["predictions"]
+    assert printed("evaluate", "test")["loss"] != printed("evaluate", "test", "--sales", "stores/lyon")["loss"]
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["predict", photo, "--run", str(directory.model), "--date", day])
+    assert "--date has no effect without --sales" in capsys.readouterr().err
 
 
 def test_a_model_without_sales_or_a_store_without_any_is_refused(stores: Path) -> None:
