@@ -18,6 +18,7 @@ import csv
 import io
 import logging
 import math
+import unicodedata
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -152,7 +153,7 @@ def _parsed(table: "polars.DataFrame") -> "polars.DataFrame":
         pl.when(pl.col("date").str.contains(r"^\d{4}-\d{2}-\d{2}$"))
         .then(pl.col("date").str.to_date("%Y-%m-%d", strict=False))
         .alias("date"),
-        pl.col("product").str.normalize("NFC"),
+        "product",
         *(pl.col(name).alias(f"given_{name}") for name in ("units", "price", "promotion")),
         *(pl.col(name).cast(pl.Float64, strict=False) for name in ("units", "price")),
         pl.col("promotion").str.to_lowercase().replace_strict(_FLAGS, default=None, return_dtype=pl.Boolean),
@@ -196,7 +197,7 @@ def _labelled(rows: "polars.DataFrame", catalogue: Catalogue, path: Path) -> Sal
     import polars as pl
 
     names = rows["product"].unique().sort().to_list()
-    index_of = {name: catalogue.index_of(class_folder(name)) for name in names}
+    index_of = {name: catalogue.index_of(class_folder(unicodedata.normalize("NFC", name))) for name in names}
     known = {name: index for name, index in index_of.items() if index is not None}
     ours = rows.filter(pl.col("product").is_in(list(known)))
     num_ignored, unknown = rows.height - ours.height, len(index_of) - len(known)

@@ -65,6 +65,13 @@ def test_a_day_with_more_returns_than_sales_counts_as_a_day_without_sales(tmp_pa
     assert found.units.tolist() == [[2], [0]]
 
 
+def test_names_are_the_same_whichever_way_accents_are_written(tmp_path: Path) -> None:
+    coffee = Catalogue(("Caf\u00e9",), (("Caf\u00e9",),))
+    found = read_sales(write(tmp_path, "2026-01-05,Cafe\u0301,3,1,", "2026-01-05,Caf\u00e9,4,1,"), coffee)
+    assert found is not None
+    assert found.units.tolist() == [[7]]
+
+
 def test_rows_without_units_are_plans_for_days_to_come(tmp_path: Path) -> None:
     found = read_sales(write(tmp_path, "2026-01-05,Apple,3,1,", "2026-01-07,Apple,,1,1"), CATALOGUE)
     assert found is not None
