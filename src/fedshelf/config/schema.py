@@ -242,7 +242,8 @@ class RunConfig(Settings):
         "for sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
     personalize: Annotated[str, Setting(help="What stays at the stores: batch-norm layers (fedbn), the "
-        "last layer (fedper, fedrep), a second model (ditto), or the final model after fine-tuning (finetune).",
+        "last layer (fedper, fedrep), a second model (ditto), the gate of --sales (gate), or the final model after "
+        "fine-tuning (finetune).",
         panel=ALGORITHM)] = "none"  # fmt: skip
     compare: Annotated[bool | None, Setting(help="After the last round, let each store keep the best of the global "
         "model, its personalized one and one trained alone, which takes as long as all rounds did (default: with "
