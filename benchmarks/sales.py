@@ -119,7 +119,8 @@ def _case(work: Path, photos_folder: Path, seed: int, listed: float, gamma: floa
     for way, more in ways.items():
         cli.run("simulate", *data, "--sales", *more, "--rounds", str(ROUNDS), "--run-dir", str(place / way))
     cards = {way: _cards(RunDirectory.open(place / way), stores) for way in ways}
-    accuracies = _without_a_tower(RunDirectory.open(image), stores, test, cli.home)
+    kept = work / f"sales-logits-{seed}.npy"
+    accuracies = _without_a_tower(RunDirectory.open(image), stores, test, home=cli.home, kept=kept)
     errors: dict[str, float] = {}
     for way, of in cards.items():
         accuracies[way] = _mean(card["metrics"]["own_mix_accuracy"][card["candidate"]] for card in of)
@@ -136,11 +137,18 @@ def _cards(directory: RunDirectory, stores: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def _without_a_tower(directory: RunDirectory, stores: Path, test: Path, home: Path) -> dict[str, float]:
-    """Accuracies of the image model, with the static mix, and with a prior of units, as means over stores."""
+def _without_a_tower(
+    directory: RunDirectory, stores: Path, test: Path, *, home: Path, kept: Path
+) -> dict[str, float]:  # fmt: skip
+    """Accuracies of the image model, with the static mix, and with a prior of units, as means over stores.
+
+    The image model's logits are the same in all cases of a seed, and are kept in a file.
+    """
     catalogue, cache = Catalogue.load(directory.catalogue), PhotoCache(root=home / "cache")
     tested = load_photos(scan(test, val_fraction=0.0, seed=0).train, catalogue, cache, SIZE)
-    logits_NK = _image_logits(directory, tested.photo_set.images)
+    if not kept.exists():
+        np.save(kept, _image_logits(directory, tested.photo_set.images).numpy())
+    logits_NK = torch.from_numpy(np.load(kept))
     found: dict[str, list[float]] = {}
     for folder in sorted(stores.iterdir()):
         trained = scan(folder, val_fraction=0.1, seed=0).train
