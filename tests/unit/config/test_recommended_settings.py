@@ -8,6 +8,7 @@ import pytest
 
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import UsageError
 
 FINE_TUNING: dict[str, Any] = {
     "freeze_norm": True, "client_lr": 0.01, "warmup_rounds": 0, "warm_start": "ridge", "refit_head": True,
@@ -97,3 +98,9 @@ def test_clients_get_the_settings_and_not_the_reason() -> None:
     assert "pretrained" not in tomllib.loads(text)
     received = files.from_a_server(text)
     assert (received.freeze_norm, received.client_lr, received.head_lr_factor) == (True, 0.01, 1.0)
+
+
+def test_with_sales_a_head_may_stay_as_it_is() -> None:
+    assert files.load(RunConfig, None, {"sales": True, "pretrained": True, "head_lr_factor": 0.0}).train == "head"
+    with pytest.raises(UsageError, match="nothing would be trained"):
+        files.load(RunConfig, None, {"train": "head", "head_lr_factor": 0.0})
