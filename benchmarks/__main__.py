@@ -24,6 +24,7 @@ from benchmarks import (
     photos,
     plots,
     results,
+    sales,
     scale,
     secagg,
     training,
@@ -202,6 +203,19 @@ def drift_command(
 ) -> None:
     """Compare a store's gradient at the start of a round with those along its steps."""
     _report(context, "drift", Outcome(summary={}, text=drift.measure(work, photos_folder)), write=write)
+
+
+@app.command("sales")
+def sales_command(
+    context: typer.Context,
+    seeds: Seeds = None,
+    write: Write = False,
+    photos_folder: Photos = photos.DEFAULT_FOLDER,
+    work: Work = Path("runs") / "sales",
+) -> None:
+    """Train with synthetic sales of 8 stores, against the image model with the stores' mix of products."""
+    text = sales.measure(work, photos_folder, seeds or [0])
+    _report(context, "sales", Outcome(summary={}, text=text), write=write)
 
 
 @app.command("scale")

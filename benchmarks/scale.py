@@ -26,6 +26,7 @@ from benchmarks.networks import NUM_CLASSES, chain_network
 from benchmarks.records import RecordFile
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
+from fedshelf.app.store_sales import StoreSales
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError
 from fedshelf.core.events import Event, RoundFinished, RoundStarted
@@ -87,7 +88,7 @@ class DrawnStores:
         labels = rng.integers(0, NUM_CLASSES, PHOTOS_PER_STORE)
         return StorePhotos(train=PhotoSet(images, labels), validation=PhotoSet(images[:0], labels[:0]))
 
-    def test(self, opened: OpenedSetup) -> PhotoSet:
+    def test(self, opened: OpenedSetup, store: str = "", sales: StoreSales | None = None) -> PhotoSet:
         raise DataError("drawn stores have no test photos")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from fedshelf.api.datasets import AnyDataset, indexed, is_dataset, read_datasets
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
+from fedshelf.app.store_sales import StoreSales
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
@@ -59,9 +60,9 @@ class MixedStores:
         """See `Stores`."""
         return self.sources[name].photos(name, opened)
 
-    def test(self, opened: OpenedSetup) -> PhotoSet:
+    def test(self, opened: OpenedSetup, store: str = "", sales: StoreSales | None = None) -> PhotoSet:
         """See `Stores`."""
-        return self.test_source.test(opened)
+        return self.test_source.test(opened, store, sales)
 
 
 def by_name(stores: StoresArgument) -> dict[str, PathOrDataset]:

@@ -278,7 +278,10 @@ class StoreClient:
         test = None
         if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late
             opened = self._opened
-            test = test_photos(self._place.test_dir, opened.config, opened.catalogue, cache, opened.bound_model)
+            test = test_photos(
+                self._place.test_dir, opened.config, opened.catalogue, cache, opened.bound_model,
+                store=self._place.name, sales=photos.sales,
+            )  # fmt: skip
         self._policy.check_memory(bytes_needed(self._opened.bound_model, photos.train))
         batch_size = self._batch_size(setup, self._opened, photos)
         num_photos = len(photos.train) + len(photos.validation) + photos.num_left_out
@@ -298,10 +301,11 @@ class StoreClient:
                 epochs=most_epochs(self._opened.config),
             )  # fmt: skip
 
-    def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
+    def _save(self, opened: OpenedSetup, photos: StorePhotos, bound: BoundModel, comparison: Comparison) -> None:
         folder = places.client_model(self._place.state_dir)
         save_chosen(
-            folder, bound, opened.config, opened.catalogue, client=self._place.name, comparison=comparison
+            folder, bound, opened.config, opened.catalogue, client=self._place.name, comparison=comparison,
+            sales=photos.sales,
         )  # fmt: skip
         self._has_chosen = True
         self._on_choice(comparison, folder)

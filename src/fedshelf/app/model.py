@@ -12,6 +12,7 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.adapters import add_adapters
 from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.sales import add_sales
 from fedshelf.models.trainable import frozen_names
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.device import choose
@@ -33,7 +34,7 @@ def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
 
 
 def module_of(config: RunConfig, num_classes: int, make_module: ModuleFactory | None = None) -> nn.Module:
-    """Create the run's model with weights drawn from the run's seed, or pretrained ones.
+    """Create the run's model with weights drawn from the run's seed, or pretrained ones, and its sales tower, if any.
 
     Args:
         config: names the model.
@@ -48,10 +49,15 @@ def module_of(config: RunConfig, num_classes: int, make_module: ModuleFactory | 
     """
     seed = Rng(config.seed).fork(purpose="init").seed
     if make_module is None:
-        return build(model_settings(config, num_classes), seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make_module(num_classes)
+        module = build(model_settings(config, num_classes), seed=seed)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = make_module(num_classes)
+    if config.sales:
+        tower_seed = Rng(config.seed).fork(purpose="sales").seed
+        add_sales(module, forecast_weight=config.forecast_weight, seed=tower_seed)
+    return module
 
 
 def trainable_module_of(
@@ -102,5 +108,5 @@ def bound_model_of(
         settings=training_of(config),
         personal_names=personalization_of(config).personal_names(module),
         frozen_names=frozen,
-        on_features=config.train == "head",
+        on_features=config.train in ("head", "sales"),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf import __version__
+from fedshelf.app.store_sales import StoreSales
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.events import RoundFinished, WeightsLoaded
 from fedshelf.core.messages import Comparison, Evaluation
@@ -17,6 +18,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.storage.model_files import save_model
 from fedshelf.tracking.product_results import ProductResults, product_results
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.forecast import forecast_errors
 
 MOST_MIXED_UP = 20  # pairs of products in a card
 _LIMITS = (
@@ -80,7 +82,8 @@ def save_initial(folder: Path, bound: BoundModel, catalogue: Catalogue, loaded: 
 
 
 def save_chosen(
-    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, comparison: Comparison
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, comparison: Comparison,
+    sales: StoreSales | None = None,
 ) -> None:  # fmt: skip
     """Save the model that a store has chosen.
 
@@ -91,11 +94,13 @@ def save_chosen(
         catalogue: names the model's outputs.
         client: the store's name.
         comparison: the comparison that chose the model.
+        sales: the store's sales, if the run uses them.
 
     Raises:
         RunError: see `save_global`.
     """
     key = comparison.key
+    forecast = forecast_errors(bound, sales.history) if sales and sales.history else {}
     card = {
         **_card(config, bound, catalogue, run_id=key.run_id, round=key.round),
         "store": client,
@@ -105,6 +110,7 @@ def save_chosen(
             "own_mix_accuracy": {candidate.value: value for candidate, value in comparison.accuracies.items()},
             "measured_on": "test photos" if comparison.on_test else "validation photos",
             "chosen_on_validation_photos": comparison.num_validation,
+            **({"forecast_wape": dict(forecast)} if forecast else {}),
         },
         "limits": f"{_LIMITS} It is one store's own, chosen for the mix of products that this store sells.",
     }
@@ -153,6 +159,7 @@ def _card(config: RunConfig, bound: BoundModel, catalogue: Catalogue, *, run_id:
             "name": config.model,
             "norm": config.norm,
             "width": config.width,
+            **({"sales": True} if config.sales else {}),
             **({"source_digest": config.model_digest} if config.model_digest else {}),
         },
         "num_parameters": bound.params.layout.num_parameters,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedshelf.app.setup import OpenedSetup
+from fedshelf.app.store_sales import StoreSales
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError
 from fedshelf.core.text import some
@@ -14,6 +15,7 @@ from fedshelf.data.cache import PhotoCache, none_usable
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import load_photos, warn_of_left_out
 from fedshelf.data.folder import PhotoFolder, has_split, scan
+from fedshelf.data.photo_dates import UNKNOWN, photo_dates, warn_of_undated
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.features import featurized
@@ -29,11 +31,13 @@ class StorePhotos:
         train: photos to train on.
         validation: photos to validate on.
         num_left_out: number of photos whose class is not in the catalogue.
+        sales: the store's sales, if the run uses them.
     """
 
     train: PhotoSet
     validation: PhotoSet
     num_left_out: int = 0
+    sales: StoreSales | None = None
 
 
 _NONE = PhotoSet(np.empty((0, 1, 1, 3), np.uint8), np.empty(0, np.int64))
@@ -92,7 +96,14 @@ def load_store_photos(found: PhotoFolder, opened: OpenedSetup, cache: PhotoCache
     bound, sets = opened.bound_model, [train.photo_set, validation.photo_set]
     if bound.head is not None:
         sets = [featurized(bound, s, cache=cache.root / FEATURES, views=config.feature_views) for s in sets]
-    return StorePhotos(train=sets[0], validation=sets[1], num_left_out=left_out.total())
+    sales = None
+    if bound.takes_sales:
+        sales = StoreSales.of(found.root, opened.catalogue, train.photo_set.labels)
+        days = [photo_dates(found.root, loaded.files) for loaded in (train, validation)]
+        if sales.history is not None:
+            warn_of_undated(np.concatenate(days), whose=store)
+        sets = [sales.joined(photos, days_N) for photos, days_N in zip(sets, days, strict=True)]
+    return StorePhotos(train=sets[0], validation=sets[1], num_left_out=left_out.total(), sales=sales)
 
 
 def scan_test_photos(folder: Path) -> PhotoFolder:
@@ -109,9 +120,12 @@ def scan_test_photos(folder: Path) -> PhotoFolder:
 
 
 def test_photos(
-    folder: Path, config: RunConfig, catalogue: Catalogue, cache: PhotoCache, bound: BoundModel
+    folder: Path, config: RunConfig, catalogue: Catalogue, cache: PhotoCache, bound: BoundModel,
+    store: str = "", sales: StoreSales | None = None,  # noqa: PT028
 ) -> PhotoSet:  # fmt: skip
-    """Load the server's test photos, without those whose class no client has; as features if the model takes these.
+    """Load test photos, without those whose class no client has; as features if the model takes these.
+
+    With sales, they are those photos whose date at the store is known (see `data.photo_dates`), if there are any.
 
     Args:
         folder: the test folder.
@@ -119,6 +133,8 @@ def test_photos(
         catalogue: the classes.
         cache: the cache of decoded photos.
         bound: the model, with its frozen values loaded.
+        store: the store that tests on them.
+        sales: the store's sales; None: the photos are for the image model.
 
     Returns:
         The photos.
@@ -131,4 +147,10 @@ def test_photos(
     if not len(loaded.photo_set):
         raise DataError(f"--test-dir {folder}: none of its photos is of a class that the clients hold")
     photos = loaded.photo_set
-    return photos if bound.head is None else featurized(bound, photos, cache=cache.root / FEATURES)
+    if bound.head is not None:
+        photos = featurized(bound, photos, cache=cache.root / FEATURES)
+    if sales is None:
+        return photos
+    days = photo_dates(folder, loaded.files, store=store)
+    photos, dated = sales.joined(photos, days), days != UNKNOWN
+    return PhotoSet(photos.images[dated], photos.labels[dated]) if dated.any() else photos

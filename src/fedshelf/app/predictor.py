@@ -1,8 +1,10 @@
 """Uses a trained model: loads it, predicts the products in photos, and evaluates it on folders of photos."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedshelf.app.state_directories import default_name
+from fedshelf.app.store_sales import StoreSales
 from fedshelf.config import places
 from fedshelf.core.errors import ModelError, UsageError
 from fedshelf.core.system_errors import content_problem
-from fedshelf.core.text import counted
+from fedshelf.core.text import counted, from_filesystem
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import LoadedPhotos, load_known, load_photo
-from fedshelf.data.folder import scan
+from fedshelf.data.folder import class_folder, scan
+from fedshelf.data.photo_dates import photo_dates, warn_of_undated
+from fedshelf.data.photo_files import SALES, Photo
 from fedshelf.data.product_tree import ProductTree
 from fedshelf.models.build import ModelSettings, Normalization, build
+from fedshelf.models.head import linear_head
 from fedshelf.models.own_model import use_model_path
+from fedshelf.models.sales import add_sales, tower_names
 from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import is_run
 from fedshelf.tracking.runs import resolve_run
@@ -142,6 +149,8 @@ class Predictor:
         image_size: side of the input images in pixels.
         normalization: normalization of the input images.
         tree: the folders above the classes.
+        sales: the sales of the store in which photos are taken, if they are used.
+        store: the store's name.
     """
 
     folder: Path
@@ -150,6 +159,8 @@ class Predictor:
     image_size: int
     normalization: Normalization
     tree: ProductTree
+    sales: StoreSales | None = None
+    store: str = ""
 
     @classmethod
     def load(cls, folder: Path, *, model_path: Path | None = None) -> "Predictor":
@@ -181,6 +192,8 @@ class Predictor:
         except (KeyError, TypeError) as error:
             raise ModelError(f"{folder}: the model card does not describe a model: {content_problem(error)}") from None
         module = build(settings, seed=0)
+        if architecture.get("sales"):
+            add_sales(module)
         try:
             module.load_state_dict(tensors)
         except RuntimeError as error:
@@ -191,6 +204,27 @@ class Predictor:
             normalization=normalization, tree=ProductTree(paths),
         )  # fmt: skip
 
+    def with_sales(self, store: Path) -> "Predictor":
+        """A copy that uses a store's sales, wherever a photo's date is known.
+
+        Args:
+            store: the store's folder, with its photos and its `sales.csv`.
+
+        Raises:
+            UsageError: the model was not trained with sales, or the store has none.
+            DataError: its sales or photos cannot be used.
+        """
+        if not tower_names(self.module):
+            raise UsageError(f"--sales {store}: the model in '{self.folder}' was trained without sales")
+        catalogue = _catalogue(self.folder, self.labels)
+        photos = scan(store, val_fraction=0.0, seed=0).train
+        indices = [catalogue.index_of(class_folder(photo.class_path)) for photo in photos]
+        labels = np.array([index for index in indices if index is not None], dtype=np.int64)
+        sales = StoreSales.of(store, catalogue, labels)
+        if sales.history is None:
+            raise UsageError(f"--sales {store}: it has no {SALES} with sales of the model's products")
+        return replace(self, sales=sales, store=from_filesystem(store.absolute().name))
+
     def predict(self, photo: Path, *, top: int) -> list[Guess]:
         """Return the `top` most likely products in a photo.
 
@@ -199,12 +233,13 @@ class Predictor:
         """
         return self.predict_levels(photo, top=top)[-1]
 
-    def predict_levels(self, photo: Path, *, top: int) -> list[list[Guess]]:
+    def predict_levels(self, photo: Path, *, top: int, day: date | None = None) -> list[list[Guess]]:
         """Predict a photo's product, and the folders that it lies in.
 
         Args:
             photo: the photo.
             top: number of guesses at each level.
+            day: the day on which it was taken, for sales; by default what the photo or its file's name says.
 
         Returns:
             The most likely folders at each level of the product tree, coarsest first, and last the most likely
@@ -213,7 +248,12 @@ class Predictor:
         Raises:
             DataError: the file cannot be read as a photo.
         """
-        probabilities_K = self.logits(load_photo(photo, self.image_size)[None]).softmax(1)[0]
+        images = load_photo(photo, self.image_size)[None]
+        days = np.zeros(1, np.int64)
+        if self.sales is not None:
+            file = Photo(class_path="", path=photo)
+            days = np.array([day.toordinal()]) if day else photo_dates(photo.parent, [file])
+        probabilities_K = self.logits(images, days).softmax(1)[0]
         folders = [self.tree.nodes(level) for level in range(1, self.tree.depth)]
         return [_most_likely(names, probabilities_K, top) for names in (*folders, self.labels)]
 
@@ -245,10 +285,15 @@ class Predictor:
         """
         loaded = self.labeled_photos(photos)
         photo_set, size = loaded.photo_set, len(self.labels)
+        days = np.zeros(len(photo_set), np.int64)
+        if self.sales is not None:
+            days = photo_dates(photos, loaded.files, store=self.store)
+            warn_of_undated(days, whose=str(photos))
         confusion_KK, loss_sum = np.zeros((size, size), dtype=np.int64), 0.0
         for start in range(0, len(photo_set), EVALUATION_BATCH):
-            labels_B = torch.from_numpy(photo_set.labels[start : start + EVALUATION_BATCH])
-            logits_BK = self.logits(photo_set.images[start : start + EVALUATION_BATCH])
+            chosen = slice(start, start + EVALUATION_BATCH)
+            labels_B = torch.from_numpy(photo_set.labels[chosen])
+            logits_BK = self.logits(photo_set.images[chosen], days[chosen])
             loss_sum += F.cross_entropy(logits_BK.double(), labels_B, reduction="sum").item()
             np.add.at(confusion_KK, (labels_B.numpy(), logits_BK.argmax(1).numpy()), 1)
         return EvaluationReport(
@@ -264,18 +309,34 @@ class Predictor:
             mistaken_for=self.labels[int(wrong_K.argmax())] if wrong_K.any() else "",
         )  # fmt: skip
 
-    def logits(self, images_BHWC: NDArray[np.uint8]) -> Tensor:
+    def logits(self, images_BHWC: NDArray[np.uint8], days_B: NDArray[np.int64] | None = None) -> Tensor:
         """Compute logits, float32 [B, K].
 
         Args:
             images_BHWC: decoded photos, uint8.
+            days_B: the days on which they were taken (ordinals; 0: unknown); None: all are unknown.
         """
         images_BCHW = normalize(
             torch.from_numpy(images_BHWC.copy()), torch.device("cpu"), self.normalization.mean, self.normalization.std
         )
-        with torch.inference_mode():
+        days_B = np.zeros(len(images_BHWC), np.int64) if days_B is None else days_B
+        with torch.inference_mode(), self._taking_sales(days_B):
             logits_BK: Tensor = self.module(images_BCHW)
         return logits_BK
+
+    @contextmanager
+    def _taking_sales(self, days_B: NDArray[np.int64]) -> Iterator[None]:
+        """Let the output layer's input have the figures of the photos' sales behind it, if there are any."""
+        if self.sales is None:
+            yield
+            return
+        figures = torch.from_numpy(self.sales.block(days_B))
+        _, head = linear_head(self.module)
+        hook = head.register_forward_pre_hook(lambda _, inputs: (torch.cat([inputs[0], figures], dim=1),))
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def _most_likely(names_K: tuple[str, ...], probabilities_K: Tensor, top: int) -> list[Guess]:

@@ -66,6 +66,7 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
         or (None if make_module else _problem_with_own_model(config))
         or (None if has_weights else _problem_with_weights(config, make_module)),
         *_problems_with_codecs(config), *_problems_with_asynchrony(config), *_problems_with_sums(config),
+        *_problems_with_sales(config),
         *_problems_with_summed_codes(config),
         *problems_with_configuration(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
@@ -276,6 +277,40 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
         for key, is_set in pacing.items()
         if is_set
     ]
+    return found
+
+
+def _problems_with_sales(config: RunConfig) -> list[str]:
+    """What sales cannot be combined with, and what needs them."""
+    if not config.sales:
+        needing = {"--train sales": config.train == "sales", "--personalize gate": config.personalize == "gate"}
+        return [f"{flag} needs sales: add --sales" for flag, is_set in needing.items() if is_set]
+    why = {
+        f"--train {config.train}": (
+            config.train not in ("head", "sales"),
+            "photos enter as features, so that the image part stays as it is. Use --train head, or sales",
+        ),
+        f"--algorithm {config.algorithm}": (
+            algorithm_of(config).sums, "it trains nothing in steps. Compute the head with --warm-start ridge",
+        ),
+        "--refit-head": (
+            config.refit_head, "the output layer would be computed as if there were no sales. Leave it out",
+        ),
+        f"--dp {config.dp}": (
+            config.dp == "sample",
+            "its noise protects photos, and a day of sales is in many of them. Use --dp client",
+        ),
+        f"--personalize {config.personalize}": (
+            config.personalize == "finetune",
+            "both add the store's mix of products. Use --personalize gate, or leave it out",
+        ),
+    }  # fmt: skip
+    found = [f"{flag} with --sales: {reason}" for flag, (is_set, reason) in why.items() if is_set]
+    if config.train == "sales":
+        if config.warm_start != "none":
+            found.append("--warm-start ridge with --train sales: the output layer stays as it is. Use --train head")
+        if config.init is None:
+            found.append("--train sales needs an image model that is trained already: add --init FILE")
     return found
 
 

@@ -14,7 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import algorithm_of, encryption_of, given_names, plan_of, uploads_of
+from fedshelf.app.components import (
+    algorithm_of,
+    encryption_of,
+    given_names,
+    personalization_of,
+    plan_of,
+    uploads_of,
+)
 from fedshelf.app.differential_privacy import delta_of, noisy_mean_of
 from fedshelf.app.model import ModuleFactory, bound_model_of
 from fedshelf.app.model_card import save_global, save_initial
@@ -23,6 +30,7 @@ from fedshelf.app.run import OpenedRun
 from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.events import RoundFinished, WeightsLoaded
 from fedshelf.core.ports import Checkpoints, IdentityKey, Spool, Transport, VirtualClock
@@ -209,10 +217,10 @@ def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
 
 
 def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> EvaluatorFactory:
-    """Skip evaluation of a global model that lacks the stores' own tensors, because its result is meaningless."""
+    """Skip evaluation of a global model that is not whole without the stores' own tensors."""
 
     def make(plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate | None:
-        if not len(bound.params.personal):
+        if Candidate.GLOBAL in personalization_of(config).candidates:
             return make_evaluator(plan, catalogue, bound)
         if config.test_dir is not None:
             logger.info(

@@ -24,14 +24,15 @@ from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.loop import Run, alone
 from fedshelf.training.trainer import Trainer
 
-SaveModel = Callable[[OpenedSetup, BoundModel, Comparison], None]
+SaveModel = Callable[[OpenedSetup, StorePhotos, BoundModel, Comparison], None]
 """Saves the model that a store has chosen, which is in the bound model."""
 
 
 def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None, training: Run = alone,
     features_folder: Path | None = None,
-    test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
+    test: Callable[[], PhotoSet | None] = lambda: None,
+    save: SaveModel = lambda opened, photos, bound, comparison: None,
     per_product: bool = True, budget: Budget = NO_BUDGET,
 ) -> Work:  # fmt: skip
     """Create the work of one client.
@@ -87,7 +88,7 @@ def work_for(
         personalization=opened.personalization,
         catalogue=opened.catalogue if per_product else None,
         model_selection=ModelSelection(
-            client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened),
+            client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened, photos),
             closed_form=_closed_form_alone(opened),
         ),
     )  # fmt: skip

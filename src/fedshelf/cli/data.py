@@ -1,4 +1,4 @@
-"""The `fedshelf data` commands: partition, generate, download and check photos."""
+"""The `fedshelf data` commands: partition, generate, download and check photos, and generate sales."""
 
 import shlex
 from pathlib import Path
@@ -134,6 +134,38 @@ def fetch(
     echo(f"Photos in '{fetched.photos}', verified by {fetched.proof} (SHA-256 of the archive: {fetched.sha256})")
     echo(f"Please cite: {GROCERIES.citation}")
     echo_command(f"fedshelf data partition {shlex.quote(str(fetched.photos))} --out stores/")
+
+
+@app.command("synthetic-sales", epilog="Example: fedshelf data synthetic-sales stores/ --gamma 1 --listed 0.6")
+def synthetic_sales(
+    stores: Annotated[Path, typer.Argument(help="Folder with one folder of photos per store.")],
+    test_dir: Annotated[
+        Path | None, typer.Option(help="Test photos, which are dated at each store that sells their product.")
+    ] = None,
+    gamma: Annotated[
+        float, typer.Option(min=0, max=10, help="How strongly photos follow sales: 1 in proportion, 0 not at all.")
+    ] = 1.0,
+    listed: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of the time for which a store sells a product.")
+    ] = 0.6,
+    seed: _Seed = 0,
+    as_json: _Json = False,
+) -> None:
+    """Write synthetic sales, and dates of photos, next to photos.
+
+    For trials of --sales: sales.csv has two years of drawn sales of each store, and photos.csv gives each photo a day
+    on which its product is likely to be photographed. Photos are not changed, and existing files are not replaced.
+    """
+    from fedshelf.data.layout import store_folders
+    from fedshelf.data.synthetic_sales import write_synthetic_sales
+
+    rows = write_synthetic_sales(store_folders(stores), seed=seed, gamma=gamma, listed=listed, test=test_dir)
+    if as_json:
+        print_json({"stores": rows})
+        return
+    echo(f"Wrote {counted(sum(rows.values()), 'row')} of synthetic sales for {counted(len(rows), 'store')}")
+    model = "--pretrained --model tf_efficientnet_lite0"
+    echo_command(f"fedshelf simulate --data-dir {shlex.quote(str(stores))} --sales {model} --rounds 20")
 
 
 @app.command(epilog="Example: fedshelf data check stores/store-1")

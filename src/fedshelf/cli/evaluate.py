@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedshelf.cli.display import echo, print_json
-from fedshelf.cli.predict import AsJson, Best, ModelPath, Run
+from fedshelf.cli.predict import AsJson, Best, ModelPath, Run, Sales
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.text import counted, from_filesystem
 from fedshelf.reporting.formatting import number, percent
@@ -21,6 +21,7 @@ def evaluate(
     run: Run = None,
     best: Best = False,
     model_path: ModelPath = None,
+    sales: Sales = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on labelled photos.
@@ -34,7 +35,8 @@ def evaluate(
     from fedshelf.app.predictor import Predictor, model_folder
 
     folder = model_folder(run, best=best)
-    found = Predictor.load(folder, model_path=model_path).evaluate(photos)
+    predictor = Predictor.load(folder, model_path=model_path)
+    found = (predictor if sales is None else predictor.with_sales(sales)).evaluate(photos)
     if as_json:
         summary = {
             "model": from_filesystem(str(folder)),

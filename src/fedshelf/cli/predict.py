@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,16 @@ ModelPath = Annotated[
     Path | None,
     typer.Option("--model-path", metavar="DIR", help="Folder of the module of a model of your own (MODULE:FUNCTION)."),
 ]
+Sales = Annotated[
+    Path | None,
+    typer.Option("--sales", metavar="STORE", help="Folder of a store, with its sales.csv, for a model trained with "
+                 "--sales: photos are named with what it sold before their day."),
+]  # fmt: skip
+Day = Annotated[
+    datetime | None,
+    typer.Option("--date", formats=["%Y-%m-%d"], metavar="DATE", help="With --sales: the day on which the photos were "
+                 "taken (default: what photos.csv, the camera, or the file's name says)."),
+]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
 
 
@@ -48,6 +59,8 @@ def predict(
     ] = None,
     best: Best = False,
     model_path: ModelPath = None,
+    sales: Sales = None,
+    day: Day = None,
     as_json: AsJson = False,
 ) -> None:
     """Name the products in photos.
@@ -60,9 +73,14 @@ def predict(
 
     Example: fedshelf predict shelf.jpg photos/ --run runs/20261121-083512-a1b2 --csv products.csv
     """
-    if onnx is not None and (run is not None or best or model_path is not None):
-        raise UsageError("--onnx names a whole model: leave out --run, --best and --model-path")
-    named = _predictor(run, best=best, model_path=model_path) if onnx is None else _session(onnx)
+    if onnx is not None and (run is not None or best or model_path is not None or sales is not None):
+        raise UsageError("--onnx names a whole model: leave out --run, --best, --model-path and --sales")
+    if day is not None and sales is None:
+        raise UsageError("--date has no effect without --sales: add that, or leave it out")
+    if onnx is None:
+        named = _predictor(run, best=best, model_path=model_path, sales=sales, day=day.date() if day else None)
+    else:
+        named = _session(onnx)
     unusable, table = 0, [_CSV_HEADING]
     for photo in _photos(paths):
         name = from_filesystem(str(photo))
@@ -104,12 +122,16 @@ class _Found:
 _Namer = Callable[[Path, int], _Found]
 
 
-def _predictor(run: str | None, *, best: bool, model_path: Path | None) -> _Namer:
+def _predictor(
+    run: str | None, *, best: bool, model_path: Path | None, sales: Path | None, day: date | None
+) -> _Namer:  # fmt: skip
     from fedshelf.app.predictor import Predictor, model_folder
 
     predictor = Predictor.load(model_folder(run, best=best), model_path=model_path)
+    if sales is not None:
+        predictor = predictor.with_sales(sales)
     return lambda photo, top: _Found(
-        levels=predictor.predict_levels(photo, top=top), products=predictor.tree.paths
+        levels=predictor.predict_levels(photo, top=top, day=day), products=predictor.tree.paths
     )  # fmt: skip
 
 

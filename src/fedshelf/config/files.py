@@ -281,7 +281,7 @@ def _contradictions(config: Settings) -> list[str]:
         problems.append("--insecure with --ca: without TLS no certificate is checked. Leave one of the two out")
     if not isinstance(config, RunConfig):
         return problems
-    if config.train == "head" and config.head_lr_factor == 0 and config.algorithm != "ridge":
+    if config.train == "head" and config.head_lr_factor == 0 and config.algorithm != "ridge" and not config.sales:
         problems.append("--head-lr-factor 0 with --train head: nothing would be trained. Leave one of the two out")
     if config.pretrained and config.init is not None:
         problems.append("--init and --pretrained exclude each other: choose one source of initial weights")

@@ -61,6 +61,8 @@ NEWER = (
     "feature_views",
     "adapter_rank",
     "adapter_alpha",
+    "sales",
+    "forecast_weight",
     "backbone_lr_factor",
     "head_lr_factor",
     "unfreeze_after",
@@ -170,11 +172,19 @@ class RunConfig(Settings):
 
     train: Annotated[TrainName, Setting(help="What is trained: all, the output layer (head; photos are then computed "
         "up to it once), or that and the normalization layers (norm) or low-rank adapters of the other linear layers "
-        "(adapter). The rest is sent to each store once.", panel=MODEL)] = "all"  # fmt: skip
+        "(adapter), or what --sales adds alone (sales). The rest is sent to each store once.",
+        panel=MODEL)] = "all"  # fmt: skip
     freeze_norm: Annotated[bool, Setting(help="Leave the statistics of batch normalization as they are, and normalize "
         "with them in training, too.", panel=MODEL, only_with=("train", "all", "norm"))] = False  # fmt: skip
     feature_views: Annotated[int, Setting(help="With --train head: views of each photo that are computed once, the "
-        "photo itself and random ones.", ge=1, le=64, panel=MODEL, only_with=("train", "head"))] = 1  # fmt: skip
+        "photo itself and random ones.", ge=1, le=64, panel=MODEL,
+        only_with=("train", "head", "sales"))] = 1  # fmt: skip
+    sales: Annotated[bool, Setting(help="Train with each store's sales (sales.csv next to its photos): they say what a "
+        "photo may show, and the units of the next 7 days are forecast. Needs --train head or sales (see "
+        "docs/how-to/train-with-sales.md).", panel=MODEL)] = False  # fmt: skip
+    forecast_weight: Annotated[float, Setting(help="With --sales: weight of the forecast's loss, where that of the "
+        "products in photos has 1; 0 trains no forecast.", ge=0, le=100, panel=MODEL,
+        only_with=("sales",))] = 1.0  # fmt: skip
     adapter_rank: Annotated[int, Setting(help="With --train adapter: rank of the adapters; bytes and capacity grow "
         "with it.", ge=1, le=256, panel=MODEL, only_with=("train", "adapter"))] = 4  # fmt: skip
     adapter_alpha: Annotated[float, Setting(help="With --train adapter: the adapters' output is multiplied by this "
@@ -234,7 +244,8 @@ class RunConfig(Settings):
         "for sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
     personalize: Annotated[str, Setting(help="What stays at the stores: batch-norm layers (fedbn), the "
-        "last layer (fedper, fedrep), a second model (ditto), or the final model after fine-tuning (finetune).",
+        "last layer (fedper, fedrep), a second model (ditto), the gate of --sales (gate), or the final model after "
+        "fine-tuning (finetune).",
         panel=ALGORITHM)] = "none"  # fmt: skip
     compare: Annotated[bool | None, Setting(help="After the last round, let each store keep the best of the global "
         "model, its personalized one and one trained alone, which takes as long as all rounds did (default: with "
@@ -402,7 +413,7 @@ class ClientConfig(Settings):
 _FITS_A_CLOSED_FORM: Mapping[str, Sequence[Any]] = {
     "algorithm": ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "scaffold"),
     "aggregator": ("mean",),
-    "personalize": ("none", "finetune"),
+    "personalize": ("none", "finetune", "gate"),
     "dp": ("none",),
     "clip_norm": (None,),
     "attack": ("none",),
@@ -426,17 +437,22 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("algorithm") == "ridge":
         all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
         return {**found, "train": "head", **({"rounds": 1} if all_at_once or given.get("secagg") else {})}
+    if given.get("sales"):  # smoothed labels would make the image model work against the store's mix of products
+        found |= {"train": "head", "personalize": "gate", "label_smoothing": 0.0}
     if given.get("dp") == "sample":  # each photo's gradient is bounded
         found["gradient_clip"] = 0.0
-    if not given.get("pretrained") or given.get("train", "all") != "all":
+    # A head in closed form is shared, made of exact sums that all live stores send at once, and kept as it is.
+    fits = all(given.get(name, values[0]) in values for name, values in _FITS_A_CLOSED_FORM.items())
+    fits = fits and given.get("warm_start", "ridge") == "ridge" and given.get("val_fraction", 0.1) > 0
+    if given.get("sales") and given.get("pretrained") and given.get("train", "head") == "head" and fits:
+        found |= {"warm_start": "ridge", "head_lr_factor": 0.1}
+    if not given.get("pretrained") or given.get("train", found.get("train", "all")) != "all":
         return found
     # Fine-tuning; measured in docs/how-to/start-from-pretrained-weights.md.
     found |= {"client_lr": 0.01, "warmup_rounds": 0}
     if given.get("personalize") != "fedbn":  # whose statistics start fresh at the stores
         found["freeze_norm"] = True
-    # A head in closed form is shared, made of exact sums that all live stores send at once, and kept as it is.
-    fits = all(given.get(name, values[0]) in values for name, values in _FITS_A_CLOSED_FORM.items())
-    if fits and given.get("warm_start", "ridge") == "ridge" and given.get("val_fraction", 0.1) > 0:
+    if fits:
         found |= {"warm_start": "ridge", "refit_head": True, "head_lr_factor": 0.0}
     return found
 

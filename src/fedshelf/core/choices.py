@@ -15,7 +15,7 @@ OptimizerName = Literal["sgd", "adamw"]
 WeightsName = Literal["examples", "equal"]
 SamplingName = Literal["uniform", "size", "availability"]
 Schedule = Literal["constant", "cosine"]
-TrainName = Literal["all", "head", "norm", "adapter"]
+TrainName = Literal["all", "head", "norm", "adapter", "sales"]
 WarmStart = Literal["none", "ridge"]
 WorkNorm = Literal["none", "l2", "l1"]
 

@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _NAMED = 5
 _NEAR = 0.6  # least similarity of a name to suggest
@@ -80,6 +80,12 @@ def first_few(items: Iterable[str]) -> str:
     items = list(items)
     more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
     return ", ".join(map(printable, items[:_NAMED])) + more
+
+
+def at_lines(lines: Sequence[int]) -> str:
+    """Where a table has a problem: `lines 3, 4, 9, 12, 20 and 7 more`."""
+    more = f" and {len(lines) - _NAMED:,} more" if len(lines) > _NAMED else ""
+    return f"{'line' if len(lines) == 1 else 'lines'} {', '.join(f'{line:,}' for line in lines[:_NAMED])}{more}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -31,11 +31,13 @@ class LoadedPhotos:
 
     Attributes:
         photo_set: the photos.
+        files: the file of each.
         left_out: by class path, the number of photos of classes missing from the catalogue.
         problems: photos that cannot be used.
     """
 
     photo_set: PhotoSet
+    files: tuple[Photo, ...]
     left_out: Mapping[str, int]
     problems: tuple[Problem, ...]
 
@@ -68,8 +70,9 @@ def load_photos(
     cached = cache.open([photo for photo, _ in known], image_size, allow_empty=allow_empty, progress=progress)
     labels = np.array([known[i][1] for i in cached.kept], dtype=np.int64)
     return LoadedPhotos(
-        photo_set=PhotoSet(cached.images, labels), left_out=dict(sorted(left_out.items())), problems=cached.problems
-    )
+        photo_set=PhotoSet(cached.images, labels), files=tuple(known[i][0] for i in cached.kept),
+        left_out=dict(sorted(left_out.items())), problems=cached.problems,
+    )  # fmt: skip
 
 
 def load_known(

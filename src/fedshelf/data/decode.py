@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 # Increment this whenever a decoded pixel may change: cached photos are then decoded again.
 DECODER_VERSION = 2
@@ -316,6 +316,20 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # noqa: BLE001  Pillow raises nearly anything on damaged EXIF, and the pixels are still good
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def time_taken(data: bytes) -> str:
+    """When the camera took a photo (EXIF DateTimeOriginal), as it wrote it; empty if it did not, or it is damaged."""
+    try:
+        image, _ = _open_with_pillow(data)
+        if len(image.info.get("exif") or b"") > MAX_HEADER_BYTES:
+            return ""
+        with _filters_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+    except Exception:  # noqa: BLE001  see `_orientation`
+        return ""
+    return value if isinstance(value, str) else ""
 
 
 def _turn_upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

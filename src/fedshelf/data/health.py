@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +12,12 @@ from fedshelf.core.class_folder import ClassFolder
 from fedshelf.core.errors import DataError
 from fedshelf.core.text import counted, from_filesystem, some
 from fedshelf.data.cache import Progress, UnreadableFileError, read_photo
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.decode import UnusablePhotoError, decode, photo_size
 from fedshelf.data.folder import PhotoFolder, scan
-from fedshelf.data.photo_files import Photo
+from fedshelf.data.photo_dates import UNKNOWN, photo_dates
+from fedshelf.data.photo_files import PHOTO_DATES, SALES, Photo
+from fedshelf.data.sales import read_sales
 
 TINY_PIXELS = 32  # of the shorter side: below the smallest image size that trains well
 IMBALANCE = 10.0
@@ -144,8 +147,28 @@ def check(
         unusable={name: found.reason for name, found in zip(names, inspected, strict=True) if found.reason},
         tiny=tuple(name for name, found in zip(names, inspected, strict=True) if found.tiny),
         duplicates=duplicates,
-        findings=(*folder.findings, *_findings(classes, duplicates, fewest)),
+        findings=(*folder.findings, *_findings(classes, duplicates, fewest), *_sales_findings(folder, photos)),
     )
+
+
+def _sales_findings(folder: PhotoFolder, photos: Sequence[Photo]) -> list[str]:
+    """Problems of the tables of sales and dates, if there are any."""
+    tables = [name for name in (SALES, PHOTO_DATES) if (folder.root / name).exists()]
+    try:
+        undated = int((photo_dates(folder.root, photos) == UNKNOWN).sum()) if tables else 0
+        if SALES not in tables:
+            return []
+        sales = read_sales(folder.root / SALES, Catalogue.resolve({"": folder.classes}))
+    except DataError as error:
+        return [str(problem) for problem in error.args]
+    found = []
+    if sales is None:
+        found.append(f"{SALES} has no units of any product in this folder: give products the names of their folders")
+    elif sales.num_ignored:
+        found.append(f"{SALES}: {counted(sales.num_ignored, 'row')} of products that this folder does not have")
+    if undated:
+        found.append(f"no date is known for {undated:,} of {counted(len(photos), 'photo')}: these are without sales")
+    return found
 
 
 def usable_classes(folder: PhotoFolder) -> tuple[ClassFolder, ...]:

@@ -12,7 +12,7 @@ from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.text import from_filesystem, some
 from fedshelf.data.class_names import ALIKE, nested_stores, similar_names
 from fedshelf.data.filesystem import folder_problem, reading
-from fedshelf.data.photo_files import Listing, subfolders
+from fedshelf.data.photo_files import PHOTO_DATES, Listing, subfolders
 
 _SPLIT_NAMES = frozenset(
     (
@@ -123,7 +123,7 @@ def _labels(listing: Listing) -> list[str]:
         folders.add(listing.root.parent)
     wanted = {*names, *(Path(name).stem for name in names)}
     with reading(f"'{listing.root}'"):
-        files = sorted(path for folder in folders for path in folder.iterdir() if path.suffix.lower() in _LABEL_FILES)
+        files = sorted(path for folder in folders for path in folder.iterdir() if _may_hold_labels(path))
     for file in files:
         with reading(f"'{file}'"), file.open("rb") as opened:
             text = opened.read(_LABEL_BYTES).decode("utf-8-sig", "surrogateescape")
@@ -139,6 +139,10 @@ def _labels(listing: Listing) -> list[str]:
         return [sentence]
     only = {_leaf(photo.class_path) for photo in listing.photos if _plain(_leaf(photo.class_path)) in _NO_PRODUCTS}
     return [f"all photos ({len(names)}) lie in a folder '{name}', which would be the only product" for name in only]
+
+
+def _may_hold_labels(path: Path) -> bool:
+    return path.suffix.lower() in _LABEL_FILES and path.name != PHOTO_DATES
 
 
 def _leaf(path: str) -> str:

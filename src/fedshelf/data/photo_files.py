@@ -29,6 +29,9 @@ _SYSTEM_FOLDERS = frozenset(
 PRIVATE_FOLDER = ".fedshelf"
 """Folder below a photo folder in which FedShelf keeps corrections that are not trained on, and their journal."""
 
+PHOTO_DATES, SALES = "photos.csv", "sales.csv"
+"""Tables next to the photos of a store: when they were taken, and what was sold (`photo_dates`, `sales`)."""
+
 SYSTEM = "folders that a NAS or an operating system keeps for itself"
 HIDDEN = "hidden folders"
 LIKE_PHOTOS = "folders with a photo's name"
@@ -153,7 +156,7 @@ def list_photos(root: Path) -> Listing:
             elif is_folder:
                 pending.append((folder / entry.name, (*parts, name), above | {here}))
             elif not is_photo_name(entry.name):
-                if not name.startswith("."):
+                if not name.startswith(".") and (parts or name not in (PHOTO_DATES, SALES)):
                     found.other_files[_suffix(name)] += 1
             elif not parts:
                 found.stray.append(name)

@@ -46,5 +46,5 @@ def head_names(module: nn.Module) -> frozenset[str]:
     return frozenset(
         f"{layer}.{name}" if layer else name
         for layer, child in head_layers(module).items()
-        for name, _ in child.named_parameters()
+        for name, _ in child.named_parameters(recurse=False)  # without a sales tower
     )

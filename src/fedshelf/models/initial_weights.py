@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedshelf.core.errors import ModelError
 from fedshelf.core.events import WeightsLoaded
 from fedshelf.models.head import head_names
+from fedshelf.models.sales import tower_names
 from fedshelf.storage.model_files import LABELS, labels_beside, parse_labels
 
 LABEL_KEYS = ("labels", "class_names", "classes")
@@ -91,13 +92,14 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
             match.
     """
     own, given, head = module.state_dict(), weights.tensors, head_names(module)
+    fresh = head | tower_names(module)
     needed = {name for name, tensor in own.items() if tensor.is_floating_point()}
     unknown = {name for name, tensor in given.items() if name not in own and tensor.is_floating_point()}
     shapes = {name: (tuple(given[name].shape), tuple(own[name].shape)) for name in sorted(own.keys() & given.keys())}
     fitting = {name for name, (of, to) in shapes.items() if of == to or (name in head and of[1:] == to[1:])}
     problems = {
         "tensors that differ": [f"{name} {of} for {to}" for name, (of, to) in shapes.items() if name not in fitting],
-        "missing": sorted(needed - given.keys() - head),
+        "missing": sorted(needed - given.keys() - fresh),
         "unknown to the model": sorted(unknown),
     }
     if problems["tensors that differ"] or problems["missing"] or unknown - set(extra_tensors(module, weights)):

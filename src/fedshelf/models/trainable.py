@@ -4,6 +4,9 @@ all       everything
 head      the output layer alone
 norm      the output layer, and the scales and shifts of normalization layers
 adapter   the output layer, and the adapters of the other linear layers (`adapters`)
+sales     the sales tower alone (`sales`)
+
+The sales tower is always trained, if there is one.
 """
 
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from fedshelf.core.choices import TrainName
 from fedshelf.core.errors import ModelError
 from fedshelf.models.adapters import trained_names
 from fedshelf.models.head import head_names
+from fedshelf.models.sales import tower_names
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -40,10 +44,12 @@ def frozen_names(module: nn.Module, train: TrainName, *, freeze_norm: bool) -> f
     )
     if train == "all":
         return statistics if freeze_norm else frozenset()
-    head = head_names(module)
+    head, tower = head_names(module), tower_names(module)
+    if train == "sales":
+        return frozenset(_floating_names(module)) - tower
     if not head:
         raise ModelError(f"--train {train}: this model has no output layer that could be found. Use --train all")
-    trained = head | trained_names(module) | (_affine_names(module) if train == "norm" else frozenset())
+    trained = head | tower | trained_names(module) | (_affine_names(module) if train == "norm" else frozenset())
     if train == "norm" and not freeze_norm:
         trained |= statistics
     return frozenset(_floating_names(module)) - trained

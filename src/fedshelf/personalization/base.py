@@ -59,6 +59,13 @@ class Personalization:
             state: the client's state.
         """
 
+    def without_personal(self, bound: BoundModel) -> None:
+        """Turn a bound model with the server's shared values into the global model.
+
+        Args:
+            bound: changed in place.
+        """
+
     def update_state(
         self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
     ) -> ClientState:

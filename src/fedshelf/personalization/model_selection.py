@@ -201,7 +201,9 @@ class _CandidateBuilder:
             )  # fmt: skip
             return
         bound.load(self.broadcast.params)
-        if candidate is Candidate.PERSONALIZED:
+        if candidate is Candidate.GLOBAL:
+            self.personalization.without_personal(bound)
+        else:
             self.personalization.apply(bound, self.state)
             self.personalization.finalize(self.broadcast, self.trainer)
 

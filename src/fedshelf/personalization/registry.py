@@ -6,6 +6,7 @@ PERSONALIZATIONS: dict[str, str] = {
     "fedper": "fedshelf.personalization.fedper:FEDPER",
     "fedrep": "fedshelf.personalization.fedrep:fedrep",
     "ditto": "fedshelf.personalization.ditto:Ditto",
+    "gate": "fedshelf.personalization.sales_gate:SALES_GATE",
     "finetune": "fedshelf.personalization.finetune:FineTuning",
 }
 """Components (`core.settings`) that make a `Personalization`."""

@@ -164,7 +164,6 @@ def sum_clipped(local_run: LocalRun, clip_norm: float, clipping: Clipping) -> No
     from torch.func import functional_call, grad, vmap
 
     from fedshelf.core.params import Params
-    from fedshelf.training.cross_entropy import cross_entropy
 
     bound, batch = local_run.bound, local_run.batch
     if batch is None:
@@ -181,13 +180,12 @@ def sum_clipped(local_run: LocalRun, clip_norm: float, clipping: Clipping) -> No
         if any(start <= spec.offset < start + size for start, size in spans)
     }
     into = Params(bound.gradients, bound.params.layout).views(frozen=False)
-    smoothing = bound.settings.label_smoothing
 
     def loss(named: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits_1K = bound.logits(
-            image.unsqueeze(0), forward=lambda given: functional_call(bound.trained, named, (given,))
-        )
-        return cross_entropy(logits_1K, label.unsqueeze(0), local_run.calibration, label_smoothing=smoothing)
+        return bound.loss(
+            image.unsqueeze(0), label.unsqueeze(0), local_run.calibration,
+            forward=lambda given: functional_call(bound.trained, named, (given,)),
+        )  # fmt: skip
 
     together = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
     chunk = max(1, MEMORY // (4 * sum(value.numel() for value in moved.values())))

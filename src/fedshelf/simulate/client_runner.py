@@ -12,6 +12,7 @@ from torch import Tensor
 from fedshelf.app.differential_privacy import tells_of_validation
 from fedshelf.app.model import ModuleFactory
 from fedshelf.app.model_card import save_chosen
+from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup, open_setup
 from fedshelf.app.work import work_for
 from fedshelf.config import files, places
@@ -146,6 +147,12 @@ class ClientRunner:
             self._test = self.stores.test(opened)
         return self._test
 
+    def _test_of(self, name: str, opened: OpenedSetup, photos: StorePhotos) -> PhotoSet | None:
+        """Return the photos on which a store compares its models: with its sales, if it uses them."""
+        if not self.stores.has_test:
+            return None
+        return self._test_photos(opened) if photos.sales is None else self.stores.test(opened, name, photos.sales)
+
     def _client(self, name: str, adapt: Adapt) -> Client:
         if self.states is None:
             raise ValueError("running clients needs the folder of their states")
@@ -154,7 +161,7 @@ class ClientRunner:
             opened = self.open(setup)
             photos = self.attack.photos(name, self.stores.photos(name, opened), len(opened.catalogue))
             work = work_for(
-                name, opened, photos, test=lambda: self._test_photos(opened) if self.stores.has_test else None,
+                name, opened, photos, test=lambda: self._test_of(name, opened, photos),
                 save=partial(self._save, name), training=self.training,
                 features_folder=self.stores.features_folder,
             )  # fmt: skip
@@ -162,10 +169,14 @@ class ClientRunner:
 
         return Client(prepare=prepare, states=SimulatedStates(self.states, name))
 
-    def _save(self, name: str, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
+    def _save(
+        self, name: str, opened: OpenedSetup, photos: StorePhotos, bound: BoundModel, comparison: Comparison
+    ) -> None:  # fmt: skip
         if self.models is not None:
             folder = self.models / places.folder_name(name)
-            save_chosen(folder, bound, opened.config, opened.catalogue, client=name, comparison=comparison)
+            save_chosen(
+                folder, bound, opened.config, opened.catalogue, client=name, comparison=comparison, sales=photos.sales
+            )  # fmt: skip
 
 
 class Backend(Protocol):

@@ -51,7 +51,8 @@ def start_method(device: DeviceName, *, threads: int) -> Method:
         "fork" where that is safe, else "spawn".
     """
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    return "fork" if sys.platform == "linux" and threads == 1 and on_cpu else "spawn"
+    has_polars = "polars" in sys.modules  # its threads, which read sales, do not survive a fork
+    return "fork" if sys.platform == "linux" and threads == 1 and on_cpu and not has_polars else "spawn"
 
 
 class Processes:

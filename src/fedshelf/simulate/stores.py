@@ -13,6 +13,7 @@ import torch
 from fedshelf import __version__
 from fedshelf.app.photos import FEATURES, StorePhotos, store_photos, test_photos
 from fedshelf.app.setup import OpenedSetup
+from fedshelf.app.store_sales import StoreSales
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
 from fedshelf.data.cache import PhotoCache
@@ -57,8 +58,8 @@ class Stores(Protocol):
         """Return the photos of store `name`, labeled for the setup."""
         ...
 
-    def test(self, opened: OpenedSetup) -> PhotoSet:
-        """Return the photos for central evaluation."""
+    def test(self, opened: OpenedSetup, store: str = "", sales: StoreSales | None = None) -> PhotoSet:
+        """Return the photos for central evaluation; or with the sales of a store, for its own."""
         ...
 
 
@@ -115,12 +116,14 @@ class FolderStores:
             self._open.popitem(last=False)
         return known[1]
 
-    def test(self, opened: OpenedSetup) -> PhotoSet:
+    def test(self, opened: OpenedSetup, store: str = "", sales: StoreSales | None = None) -> PhotoSet:
         """See `Stores`."""
         if self.test_dir is None:
             raise DataError("there is no --test-dir to evaluate on")
         cache = PhotoCache(root=self.cache)
-        return test_photos(self.test_dir, opened.config, opened.catalogue, cache, opened.bound_model)
+        return test_photos(
+            self.test_dir, opened.config, opened.catalogue, cache, opened.bound_model, store=store, sales=sales
+        )  # fmt: skip
 
 
 class MemoryStores:
@@ -184,7 +187,7 @@ class MemoryStores:
             validation = self._featurized((name, False), validation, opened)
         return StorePhotos(train=train, validation=validation, num_left_out=num_left_out)
 
-    def test(self, opened: OpenedSetup) -> PhotoSet:
+    def test(self, opened: OpenedSetup, store: str = "", sales: StoreSales | None = None) -> PhotoSet:
         """See `Stores`."""
         if self._test is None:
             raise DataError("there are no test photos to evaluate on")
@@ -213,7 +216,10 @@ class MemoryStores:
             self._features_of, self._features = opened, {}
         if name not in self._features:
             views = opened.config.feature_views
-            self._features[name] = featurized(opened.bound_model, photos, cache=None, views=views)
+            found = featurized(opened.bound_model, photos, cache=None, views=views)
+            if opened.bound_model.takes_sales:
+                found = StoreSales.none(len(opened.catalogue)).joined(found, np.zeros(len(found), np.int64))
+            self._features[name] = found
         return self._features[name]
 
     def _relabelled(self, photos: PhotoSet, catalogue: Catalogue) -> PhotoSet:

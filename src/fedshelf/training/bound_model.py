@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width, D features, K classes, S shared values, M va
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,17 @@ from fedshelf.core.errors import ModelError
 from fedshelf.core.params import Params, Segment, bind, bind_gradients
 from fedshelf.models.build import Normalization, normalization_of
 from fedshelf.models.convolution_fault import avoid_convolution_fault
-from fedshelf.models.head import linear_head
+from fedshelf.models.head import head_names, linear_head
+from fedshelf.models.sales import SalesLinear, SalesOutput
+from fedshelf.training.cross_entropy import cross_entropy
 from fedshelf.training.device import Compute
+from fedshelf.training.losses import Calibration
 from fedshelf.training.settings import TrainingSettings
 
 __all__ = ["GradientHook", "TrainingSettings", "BoundModel"]
+
+Forward: TypeAlias = Callable[[Tensor], Tensor | SalesOutput]
+"""A pass, to logits; in training with sales, also to what its other losses are made of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +52,7 @@ class BoundModel:
     normalization: Normalization
     settings: TrainingSettings
     initial_personal: Tensor
-    forward: Callable[[Tensor], Tensor] | None = None
+    forward: Forward | None = None
     head: str | None = None
 
     @classmethod
@@ -101,15 +108,23 @@ class BoundModel:
     @cached_property
     def head_range(self) -> slice | None:
         """Where the output layer lies in the shared trainable values; None if it does not, or not in one piece."""
-        specs = [t for t in self.params.layout.tensors if t.name.startswith(f"{self.output_layer}.")]
+        names = head_names(self.module)
+        specs = [t for t in self.params.layout.tensors if t.name in names]
         start, size = min((t.offset for t in specs), default=0), sum(t.size for t in specs)
         is_whole = all(t.segment is Segment.TRAINABLE and start <= t.offset < start + size for t in specs)
         return slice(start, start + size) if self.output_layer and specs and is_whole else None
 
     @property
     def num_features(self) -> int | None:
-        """D, if photos enter as features; None if they enter as they are."""
-        return self.trained.in_features if isinstance(self.trained, nn.Linear) and self.head is not None else None
+        """D, if photos enter as features, and with the figures of sales if the model takes these; None otherwise."""
+        if self.head is None or not isinstance(self.trained, nn.Linear):
+            return None
+        return self.trained.num_inputs if isinstance(self.trained, SalesLinear) else self.trained.in_features
+
+    @property
+    def takes_sales(self) -> bool:
+        """Whether photos enter with the sales of their store (`models.sales`)."""
+        return self.head is not None and isinstance(self.trained, SalesLinear)
 
     @cached_property
     def has_batch_norm(self) -> bool:
@@ -139,22 +154,42 @@ class BoundModel:
         """Copy `shared` [S] into the module's shared tensors."""
         self.params.shared.copy_(shared)
 
-    def logits(self, inputs: Tensor, *, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def loss(
+        self, inputs: Tensor, labels_B: Tensor, calibration: Calibration | None, *, forward: Forward | None = None
+    ) -> Tensor:  # fmt: skip
+        """Compute the mean training loss of a batch: that of its classes, and what the model adds (`models.sales`).
+
+        Args:
+            inputs: see `logits`.
+            labels_B: labels.
+            calibration: the client's calibration, if any.
+            forward: the pass to use instead of the module.
+        """
+        output = self._output(inputs, forward)
+        logits_BK = output.logits if isinstance(output, SalesOutput) else output
+        loss = cross_entropy(logits_BK, labels_B, calibration, label_smoothing=self.settings.label_smoothing)
+        return loss + output.added_loss(labels_B) if isinstance(output, SalesOutput) else loss
+
+    def logits(self, inputs: Tensor, *, forward: Forward | None = None) -> Tensor:
         """Compute logits [B, K] in float32; the pass runs in bfloat16 where that is faster.
 
         Args:
             inputs: normalized photos [B, 3, H, W], or their features [B, D] if the model has a `head`.
             forward: the pass to use instead of the module.
         """
+        output = self._output(inputs, forward)
+        return output.logits if isinstance(output, SalesOutput) else output
+
+    def _output(self, inputs: Tensor, forward: Forward | None) -> Tensor | SalesOutput:
+        """The output of a pass, in float32."""
         module = self.module if inputs.dim() == 4 else self.trained
         passes = (forward, self.forward if self.module.training else None, module)
         compute = next(each for each in passes if each is not None)  # the truth of a compiled module is not defined
         if not self.compute.autocast:
-            output: Tensor = compute(inputs)
-            return output
+            return compute(inputs)
         with torch.autocast(self.compute.device.type, dtype=torch.bfloat16):
             output = compute(inputs)
-        return output.float()
+        return SalesOutput(*(part.float() for part in output)) if isinstance(output, SalesOutput) else output.float()
 
     @torch.no_grad()
     def features(self, images_BCHW: Tensor) -> Tensor:

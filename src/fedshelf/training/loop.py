@@ -15,7 +15,6 @@ from fedshelf.core.errors import TrainingError
 from fedshelf.training import optimizer
 from fedshelf.training.batches import Batch
 from fedshelf.training.bound_model import BoundModel, GradientHook
-from fedshelf.training.cross_entropy import cross_entropy
 from fedshelf.training.losses import Calibration
 from fedshelf.training.phases import Moves
 
@@ -145,10 +144,7 @@ def differentiate_one(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
             bound.train()
         bound.gradients.zero_()
         if local_run.batch is not None:
-            logits_BK = bound.logits(local_run.batch.images)
-            loss = cross_entropy(
-                logits_BK, local_run.batch.labels, local_run.calibration, label_smoothing=bound.settings.label_smoothing
-            )
+            loss = bound.loss(local_run.batch.images, local_run.batch.labels, local_run.calibration)
             loss.backward()
             losses.append(loss.detach())
     return losses

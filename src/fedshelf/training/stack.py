@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, vmap
 from fedshelf.core.params import Params, Segment
 from fedshelf.training import loop
 from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.cross_entropy import cross_entropy, stacked
+from fedshelf.training.cross_entropy import stacked
 from fedshelf.training.loop import LocalRun
 from fedshelf.training.losses import Calibration
 
@@ -108,11 +108,10 @@ class Stack:
                 name: buffer.clone() for name, buffer in self._counters.items()
             }  # updated in place, and dropped
             named = {name.removeprefix(self._prefix): tensor for name, tensor in {**trained, **moving}.items()}
-            logits_BK = self._bound.logits(
-                inputs, forward=lambda given: functional_call(self._bound.trained, {**named, **counters}, (given,))
-            )
-            smoothing = self._bound.settings.label_smoothing
-            mean = cross_entropy(logits_BK, labels_B, calibration, label_smoothing=smoothing)
+            mean = self._bound.loss(
+                inputs, labels_B, calibration,
+                forward=lambda given: functional_call(self._bound.trained, {**named, **counters}, (given,)),
+            )  # fmt: skip
             return mean, mean.detach()
 
         losses_G: Tensor

@@ -22,6 +22,7 @@ from fedshelf.core.messages import DELTA, Broadcast, TaskKey, Upload, keyed
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.photo_set import PhotoSet
+from fedshelf.models.head import linear_head
 from fedshelf.training import loop
 from fedshelf.training.batches import Batch, Draw, batches, gather, prefetch, shuffled
 from fedshelf.training.bound_model import BoundModel, GradientHook
@@ -109,7 +110,8 @@ class Trainer:
             ModelError: the model's last step is not a single linear output layer.
         """
         found = featurized(self.bound_model, photos, cache=self.features_folder)
-        return np.ascontiguousarray(found.images[:, 0], dtype=np.float32)
+        num_features = linear_head(self.bound_model.module)[1].in_features  # without the figures of sales
+        return np.ascontiguousarray(found.images[:, 0, :num_features], dtype=np.float32)
 
     @cached_property
     def calibration(self) -> Calibration | None:

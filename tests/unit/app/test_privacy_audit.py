@@ -14,6 +14,7 @@ from fedshelf.app.audit.subject import AuditSubject, subject_of_run, subject_of_
 from fedshelf.app.client import StoreClient
 from fedshelf.app.client_place import ClientPlace
 from fedshelf.core.messages import Ready
+from fedshelf.data.synthetic_sales import write_synthetic_sales
 from fedshelf.privacy import policy as policies
 from fedshelf.privacy.audit.findings import UNPROTECTED, AuditReport
 from fedshelf.reporting.audit_page import audit_page
@@ -42,6 +43,13 @@ def simulated(home: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 def audited(run: str) -> AuditReport:
     return audit(subject_of_run(run, data_dir=None, store=None), QUICK)
+
+
+def test_features_are_read_off_the_output_layer_of_a_run_with_sales(simulated: Any) -> None:
+    write_synthetic_sales({name: Path("stores") / name for name in ("lyon", "oslo")}, seed=0, gamma=1.0, listed=1.0)
+    report = audited(simulated("--sales"))
+    errors = [one.features_error for one in report.labels if one.model == "run" and one.protection.startswith("none")]
+    assert [error for error in errors if error is not None and error < 1e-2]
 
 
 def attacks_of(report: AuditReport) -> list[tuple[str, str]]:

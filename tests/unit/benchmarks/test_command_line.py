@@ -17,7 +17,7 @@ from benchmarks.photos import PhotosMissingError
 from benchmarks.samples import ROOT
 
 COMMANDS = (
-    "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "scale", "secagg",
+    "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "sales", "scale", "secagg",
     "he", "edge", "dp-step", "guard", "digests",
 )  # fmt: skip
 

@@ -26,7 +26,8 @@ COMMANDS = [
     "audit-log", "privacy audit", "privacy explain", "privacy ledger", "privacy receipt", "simulate", "predict",
     "evaluate", "export", "runs list", "runs show",
     "edge quantize", "edge serve", "edge corrections list", "edge corrections undo", "edge corrections review",
-    "runs compare", "runs stop", "data partition", "data make-demo", "data fetch", "data check", "privacy epsilon",
+    "runs compare", "runs stop", "data partition", "data make-demo", "data fetch", "data synthetic-sales", "data check",
+    "privacy epsilon",
 ]  # fmt: skip
 TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]
 

@@ -8,6 +8,7 @@ import pytest
 
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import UsageError
 
 FINE_TUNING: dict[str, Any] = {
     "freeze_norm": True, "client_lr": 0.01, "warmup_rounds": 0, "warm_start": "ridge", "refit_head": True,
@@ -51,6 +52,29 @@ def test_what_trains_a_part_has_settings_of_its_own(given: dict[str, Any]) -> No
     assert differing(**given) == {}
 
 
+def implied_by_sales(**given: Any) -> dict[str, Any]:
+    """The settings that sales imply."""
+    config, usual = files.load(RunConfig, None, {"sales": True, **given}), files.load(RunConfig, None, given)
+    return {
+        name: value for name, value in config.model_dump().items()
+        if value != getattr(usual, name) and name != "sales"
+    }  # fmt: skip
+
+
+def test_sales_imply_a_frozen_image_part_a_gate_at_each_store_and_labels_as_they_are() -> None:
+    expected = {"train": "head", "personalize": "gate", "label_smoothing": 0.0}
+    assert implied_by_sales() == expected
+    assert implied_by_sales(train="sales", personalize="none") == {"label_smoothing": 0.0}
+
+
+def test_with_pretrained_weights_sales_begin_under_a_head_in_closed_form_that_moves_slowly() -> None:
+    found = files.load(RunConfig, None, {"sales": True, "pretrained": True})
+    assert (found.train, found.warm_start, found.head_lr_factor, found.refit_head) == ("head", "ridge", 0.1, False)
+    assert (found.client_lr, found.freeze_norm) == (0.05, False)
+    without = files.load(RunConfig, None, {"sales": True, "pretrained": True, "val_fraction": 0.0})
+    assert (without.warm_start, without.head_lr_factor) == ("none", 1.0)
+
+
 def test_a_flag_takes_back_what_a_file_implies(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text("pretrained = true\n")
@@ -74,3 +98,9 @@ def test_clients_get_the_settings_and_not_the_reason() -> None:
     assert "pretrained" not in tomllib.loads(text)
     received = files.from_a_server(text)
     assert (received.freeze_norm, received.client_lr, received.head_lr_factor) == (True, 0.01, 1.0)
+
+
+def test_with_sales_a_head_may_stay_as_it_is() -> None:
+    assert files.load(RunConfig, None, {"sales": True, "pretrained": True, "head_lr_factor": 0.0}).train == "head"
+    with pytest.raises(UsageError, match="nothing would be trained"):
+        files.load(RunConfig, None, {"train": "head", "head_lr_factor": 0.0})

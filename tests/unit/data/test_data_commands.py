@@ -28,7 +28,7 @@ def run(*arguments: object) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("command", ["partition", "make-demo", "fetch", "check"])
+@pytest.mark.parametrize("command", ["partition", "make-demo", "fetch", "synthetic-sales", "check"])
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     assert f"Example: fedshelf data {command}" in " ".join(run(command, "--help").split())
 
@@ -39,6 +39,20 @@ def test_partition_deals_and_says_how_many(tmp_path: Path) -> None:
     counts = json.loads(run("partition", tmp_path / "pack", "--out", out, "--mode", "iid", "--stores", 2, "--json"))
     assert counts["stores"] == {"store-1": 10, "store-2": 10}
     assert len(list(out.rglob("*.png"))) == 20
+
+
+def test_synthetic_sales_are_written_next_to_the_photos_of_each_store(tmp_path: Path) -> None:
+    for name in ("lyon", "oslo"):
+        write_pack(tmp_path / "stores" / name, {"A": 3})
+    write_pack(tmp_path / "test", {"A": 2})
+    flags = ("--test-dir", tmp_path / "test", "--listed", 1, "--gamma", 0)
+    assert json.loads(run("synthetic-sales", tmp_path / "stores", *flags, "--json")) == {
+        "stores": {"lyon": 728, "oslo": 728}
+    }
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv")) == [
+        "stores/lyon/photos.csv", "stores/lyon/sales.csv", "stores/oslo/photos.csv", "stores/oslo/sales.csv",
+        "test/photos.csv",
+    ]  # fmt: skip
 
 
 def test_partition_follows_an_assignment(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from fedshelf.core.errors import DataError
 from fedshelf.data.health import check
+from fedshelf.data.synthetic_sales import write_synthetic_sales
 from tests.unit.data.samples import write_pack, write_photo
 
 
@@ -80,3 +81,28 @@ def test_the_report_is_json(tmp_path: Path) -> None:
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no photo"):
         check(tmp_path)
+
+
+def test_a_folder_whose_sales_and_dates_are_in_order_has_no_findings(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"Tea": 12, "Milk": 12})
+    write_synthetic_sales({"north": tmp_path}, seed=0, gamma=1.0, listed=1.0)
+    assert check(tmp_path, val_fraction=0).findings == ()
+
+
+def test_problems_of_sales_and_dates_are_findings(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"Tea": 12, "Milk": 12})
+    header = "date,product,units,price\n"
+
+    def findings(rows: str) -> tuple[str, ...]:
+        (tmp_path / "sales.csv").write_text(header + rows)
+        return check(tmp_path, val_fraction=0).findings
+
+    assert findings("2026-01-05,Tea,3,1\n2026-01-05,Gin,3,1\n") == (
+        "sales.csv: 1 row of products that this folder does not have",
+        "no date is known for 24 of 24 photos: these are without sales",
+    )
+    assert "sales.csv has no units of any product in this folder" in findings("2026-01-05,Gin,3,1\n")[0]
+    found = findings("5.1.2026,Tea,3,1\n2026-01-05,Tea,x,1\n")
+    assert [finding.partition("', ")[2][:6] for finding in found] == ["line 2", "line 3"]
+    (tmp_path / "photos.csv").write_text("photo,date\n,2026-01-05\n")
+    assert "photos.csv', line 2: the photo is missing" in findings("2026-01-05,Tea,3,1\n")[0]

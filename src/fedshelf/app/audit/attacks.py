@@ -205,6 +205,7 @@ def _features_error(target: Target, update: StepUpdate, weight: Tensor, bias: Te
         return None
     try:
         features = update.images[0] if update.images.dim() == 2 else target.bound.features(update.images)[0]
+        features = features[: weight.shape[1]]  # without the figures of sales
     except ModelError:
         return None
     return float((label_inference.infer_features(weight, bias) - features).norm() / features.norm())
