@@ -69,4 +69,5 @@ def test_a_restarted_server_adds_up_the_uploads_that_it_has_released() -> None:
     world = World(num_rounds=1, plan=NOISY, tampers={"a": note, "c": fails})
     world.run()
     assert [found and found.cohort for found in opened] == [("a", "b")]
-    assert world.checkpoints.open_round is None
+    assert world.checkpoints.open_round is not None
+    assert world.checkpoints.open_round.noise_key is None
