@@ -87,7 +87,10 @@ USAGE = {
         "error: --mode idd: must be one of iid, dirichlet, assortment, feature: did you mean 'iid'?\n"
         "Try 'fedshelf data partition --help'.",
     ),
-    "missing photo": ("predict", "error: missing argument PHOTO...: photos to name\nTry 'fedshelf predict --help'."),
+    "missing photo": (
+        "predict",
+        "error: missing argument PATH...: photos to name, or folders of photos\nTry 'fedshelf predict --help'.",
+    ),
     "missing flag of a command with arguments": (
         "data partition photos",
         "error: missing flag --out PATH: folder to create, with one folder per store\n"
