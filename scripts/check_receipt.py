@@ -41,8 +41,14 @@ def main() -> int:
         return 2
     try:
         fields = check(Path(sys.argv[1]).read_text(encoding="utf-8"), sys.argv[2])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidSignature) as error:
-        print(f"NOT VALID: {error or 'the signature is not that of this key'}")
+    except InvalidSignature:
+        print("NOT VALID: it was altered, or the signature is not that of this key")
+        return 1
+    except OSError as error:
+        print(f"cannot read the receipt: {error}")
+        return 2
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        print(f"NOT VALID: it is not a receipt ({error})")
         return 1
     print(f"valid: round {fields['round']} of run {fields['run']}, {fields['counted']} stores counted")
     print(

@@ -10,9 +10,11 @@ from typing import Any
 from fedshelf.app.components import (
     algorithm_of,
     check_setup,
+    client_noise_of,
     closed_form_of,
     compares,
     encryption_of,
+    has_noise_of_stores,
     mask_of,
     most_epochs,
     protection_of,
@@ -37,7 +39,9 @@ from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.privacy.accounting import as_release, compose
 from fedshelf.privacy.budget import Budget
+from fedshelf.privacy.client_dp import ClientDP
 from fedshelf.privacy.dp_sgd import SampleDP
+from fedshelf.privacy.epsilon import renyi
 from fedshelf.privacy.policy import UNLIMITED, Policy
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.withholding import WITHHELD_BY, WITHOUT_NOISE
@@ -217,8 +221,11 @@ def _guarantee(policy: Policy, config: RunConfig, num_train: int | None) -> _Gua
     """
     protection, rounds = protection_of(config), config.rounds + config.extend
     most, delta = _required(policy).epsilon, policy.protection.delta
+    if isinstance(protection, ClientDP) and protection.noise_at == "stores":
+        return _shared_guarantee(config, protection, rounds)
     if not isinstance(protection, SampleDP):
-        return _Guarantee(epsilon=None, delta=None, protection=_OF_RUN[protection.unit])
+        what = "that sum" if _summing(policy, config) else "each update"
+        return _Guarantee(epsilon=None, delta=None, protection=_OF_RUN[protection.unit].format(what=what))
     if num_train is None:
         aims = [epsilon for epsilon in (protection.target_epsilon, most) if epsilon is not None]
         return _Guarantee(
@@ -247,10 +254,22 @@ def _guarantee(policy: Policy, config: RunConfig, num_train: int | None) -> _Gua
     return _Guarantee(epsilon=found, delta=protection.delta, protection=what, noise=one, rounds_allowed=allowed)
 
 
+def _shared_guarantee(config: RunConfig, protection: ClientDP, rounds: int) -> _Guarantee:
+    """What the noise guarantees that the stores add together."""
+    noise = client_noise_of(config, protection)
+    epsilon = renyi({(noise, 1.0): rounds}, protection.delta, is_discrete=True) if noise else math.inf
+    return _Guarantee(
+        epsilon=epsilon, delta=protection.delta,
+        protection="Each store adds a share of the noise before its update is masked. ε is for all photos of one "
+        f"store together, and for the sums that the server sees, over {counted(rounds, 'round')}, if the store is "
+        "drawn for each.",
+    )  # fmt: skip
+
+
 _OF_RUN: Mapping[str | None, str] = {
     None: "The run adds no noise, so no ε bounds what updates reveal of a photo.",
-    "client": "The server adds noise to the sum of updates, and sees each update without it. No ε bounds what the "
-    "server learns of a photo.",
+    "client": "The server adds noise to the sum of updates, and sees {what} without it. No ε bounds what the server "
+    "learns of a photo.",
 }
 _PROTECTIONS: Mapping[str, str] = {
     "none": "No noise is required, so no ε bounds what updates reveal of a photo.",
@@ -282,8 +301,11 @@ def _released(policy: Policy, config: RunConfig | None, kind: type[Any], field: 
         return made("not sent", "compare")
     summing = _summing(policy, config)
     summed = {"": (), "he": (Upload,)}.get(summing, (Upload, Evaluation))
-    told = WITHOUT_NOISE.get(kind, {}) if is_noised or (summing and kind not in summed) else {}
-    because = "dp = sample" if is_noised else summing
+    is_shared = config is not None and has_noise_of_stores(config) and not is_noised
+    told = WITHOUT_NOISE.get(kind, {}) if is_noised or is_shared or (summing and kind not in summed) else {}
+    if is_shared and kind is Upload and told is not None:
+        told = {**told, "num_examples": None, "num_steps": None}
+    because = "dp = sample" if is_noised else "noise-at = stores" if is_shared else summing
     if told is None:
         return made("not sent", because)
     if key and not getattr(policy.metrics, key):
@@ -295,8 +317,9 @@ def _released(policy: Policy, config: RunConfig | None, kind: type[Any], field: 
     if key:
         return made("clear", _shown(key))
     if kind is Upload and field == "vectors":
-        state = ", ".join(["noised"] * is_noised + ["summed"] * bool(summing)) or "clear"
-        setting = f"dp, {summing}" if is_noised and summing else summing or "dp"
+        has_noise = is_noised or is_shared
+        state = ", ".join(["noised"] * has_noise + ["summed"] * bool(summing)) or "clear"
+        setting = f"dp, {summing}" if has_noise and summing else summing or "dp"
         return made(state, "protection.required" if config is None else setting)
     return made("clear", f"purposes.{purpose}" if purpose else "")
 
@@ -327,15 +350,18 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
         return state[field] not in ("withheld", "not sent")
 
     is_noised, is_summed = (word in state["Upload.vectors"] for word in ("noised", "summed"))
+    is_shared = config is not None and has_noise_of_stores(config) and not _is_noised(config)
     update = "the sum of the updates of a round's stores" if is_summed else "each update"
     may_train = policy.purposes.train or (config is not None and _computes_sums(config))
     server = [
-        f"{update}, with noise that bounds what it says of one photo"
+        f"{update}, with noise that bounds what it says of one {'store' if is_shared else 'photo'}"
         if is_noised
         else f"{update}, from which parts of photos can sometimes be reconstructed"
     ] * (leaves("Upload.vectors") and may_train)
     shows_body = config is not None and encryption_of(config).is_on and encryption_of(config).scope == "head"
-    server += ["of each update, the change of the layers before the output layer"] * shows_body
+    server += ["of each update, the change of the layers before the output layer"] * (
+        shows_body and leaves("Upload.vectors")
+    )
     may_sum = policy.purposes.closed_form and policy.metrics.example_counts
     may_sum = may_sum and (config is None or (_computes_sums(config) and leaves("Upload.vectors") and not is_noised))
     features = "the features of these stores' photos" if is_summed else "its photos' features"
@@ -368,7 +394,7 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
         if is_summed
         else "The server can use an update alone: min-cohort = 1.",
     ) + (f"{decrypts}: the sum of the updates of a round's stores; together with the server, each update.",) * (
-        _summing(policy, config) == "he"
+        _summing(policy, config) == "he" and leaves("Upload.vectors")
     )
 
 

@@ -145,7 +145,7 @@ def _problems_with_summed_codes(config: RunConfig) -> list[str]:
         f"--dp {config.dp}": config.dp == "client",
     }
     if encryption_of(config).is_on:
-        found += [f"{flag} with {how}: it is not encrypted. Use --secagg" for flag, is_set in exact.items() if is_set]
+        found += [f"{flag} with --he: it is not encrypted. Use --secagg" for flag, is_set in exact.items() if is_set]
     if mask_of(config).is_on and algorithm_of(config).counts_photos and config.rounds + config.extend > 1:
         rounds = counted(config.rounds + config.extend, "round")
         found.append(

@@ -313,7 +313,8 @@ class Dispatcher:
                     if name not in pending or answered not in (key, None):
                         if others is not None:
                             others(reply)
-                        elif not expects_others:
+                        elif not expects_others and not isinstance(reply.message, MaskingReply | EncryptionReply):
+                            # A late share that opens a sum is not needed any more, and is no one's fault.
                             refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
                             self.sink.emit(refused)
                     elif answers(reply):

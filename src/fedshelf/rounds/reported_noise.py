@@ -52,13 +52,13 @@ class ReportedNoise:
                     sampling_rate=mechanism.sampling_rate, steps=mechanism.steps, is_discrete=is_discrete,
                 )
             )  # fmt: skip
-            self._warn_of_epsilon(client, mechanism)
+            self._warn_of_epsilon(client, mechanism, is_discrete=is_discrete)
             self._warn_of_delta(client, size)
 
-    def _warn_of_epsilon(self, client: str, mechanism: Mechanism) -> None:
-        group = mechanism.noise_multiplier, mechanism.sampling_rate
+    def _warn_of_epsilon(self, client: str, mechanism: Mechanism, *, is_discrete: bool) -> None:
+        group, steps = (mechanism.noise_multiplier, mechanism.sampling_rate), mechanism.steps * self._num_rounds
         try:
-            epsilon = renyi({group: mechanism.steps * self._num_rounds}, self._delta) if group[0] else math.inf
+            epsilon = renyi({group: steps}, self._delta, is_discrete=is_discrete) if group[0] else math.inf
         except UsageError:  # `dp-accounting` is not installed
             return
         if epsilon > WEAK_EPSILON:

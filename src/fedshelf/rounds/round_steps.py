@@ -20,7 +20,7 @@ from fedshelf.algorithms.aggregation import (
 from fedshelf.algorithms.base import Aggregate
 from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core import text
-from fedshelf.core.errors import RefusedError
+from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.events import ClientRefused, ClientStatus, Participation, UploadReceived
 from fedshelf.core.messages import (
     CANDIDATES,
@@ -122,6 +122,11 @@ class RoundSteps:
         else:
             cohort = cohorts.draw_independently(live, fraction)
             count = len(cohort)
+        if plan.threshold is not None and 2 * plan.threshold <= len(cohort):
+            raise RunError(
+                f"--secagg-threshold {plan.threshold} is not more than half of the {len(cohort)} stores of round "
+                f"{number}, so two halves could open two sums: use {len(cohort) // 2 + 1} or more"
+            )
         num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
         opened = OpenRound(
             key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps,

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +23,10 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.layout import store_folders
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.privacy.homomorphic import seal
+from fedshelf.privacy.homomorphic.settings import ANY
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.rounds.plan import Plan, setup_of
+from fedshelf.scheduling import cohort as cohorts
 from fedshelf.simulate.attacks import attack_of
 from fedshelf.simulate.client_runner import Backend, ClientRunner, InProcess
 from fedshelf.simulate.masked import MaskedBackend, encrypting_client, masking_client
@@ -93,6 +96,35 @@ def simulate_in_memory(
     return simulate_stores(config, source, model=model, watchers=watchers, stop=stop)
 
 
+def _check_sums(config: RunConfig, names: Sequence[str]) -> None:
+    """Check that the stores are enough for sums that hide each of them.
+
+    Raises:
+        UsageError: they are not, or the store that decrypts is none of them.
+    """
+    decryptor, mask = encryption_of(config).decryptor, mask_of(config)
+    if encryption_of(config).is_on and decryptor not in (None, ANY, *names):
+        raise UsageError(f"--he-decryptor {decryptor}: there is no such store. The stores are {some(names)}")
+    if not mask.is_on:
+        return
+    members, threshold = cohorts.size(len(names), fraction=config.fraction), mask.threshold
+    each = f"{counted(members, 'store')} in a round"
+    if threshold is not None and threshold > members:
+        raise UsageError(
+            f"--secagg-threshold {threshold}: there are only {each}. Choose a smaller one, or raise --fraction"
+        )
+    if threshold is not None and 2 * threshold <= members:
+        raise UsageError(
+            f"--secagg-threshold {threshold}: that is not more than half of {each}, so two halves could open two "
+            f"sums. Use {members // 2 + 1} or more"
+        )
+    if members < LEAST_MEMBERS:
+        raise UsageError(
+            f"--secagg with --fraction {config.fraction:g}: {each} hide nothing in their sum, which takes "
+            f"{LEAST_MEMBERS}. Raise --fraction"
+        )
+
+
 def simulate_stores(
     config: RunConfig, stores: Stores, *, model: ModuleFactory | None = None, watchers: tuple[MetricSink, ...] = (),
     stop: threading.Event | None = None, training: Run = alone,
@@ -123,6 +155,7 @@ def simulate_stores(
                 f"{flag} {needed}: there {'is' if len(names) == 1 else 'are'} only "
                 f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
             )
+    _check_sums(config, names)
     joins = [join_of(stores, name) for name in names]  # an unusable folder fails here, before the run is created
     durations = durations_of(config, names)
     config = config.model_copy(

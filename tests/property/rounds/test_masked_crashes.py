@@ -16,7 +16,7 @@ import torch
 from fedshelf.compression.modular import Modular
 from fedshelf.compression.sum_stage import EncodeSummand
 from fedshelf.compression.unit_ball import UnitBall
-from fedshelf.core.events import ClientStatus, RoundVoid, RunStatus
+from fedshelf.core.events import ClientRefused, ClientStatus, RoundVoid, RunStatus
 from fedshelf.core.messages import (
     DELTA,
     Broadcast,
@@ -80,6 +80,7 @@ def test_without_kills_the_model_is_that_of_plain_sums(plain: World) -> None:
     assert torch.equal(world.final, plain.final)
     assert [record.train_loss for record in world.finished] == [record.train_loss for record in plain.finished]
     assert world.sink.of(RoundVoid) == []
+    assert world.sink.of(ClientRefused) == []  # also not the last one of four to open a sum that three can open
     assert_opened_once(world)
 
 

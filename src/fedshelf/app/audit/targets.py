@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedshelf.app.audit.subject import AuditSubject
-from fedshelf.app.components import protection_of
+from fedshelf.app.components import encryption_of, protection_of
 from fedshelf.app.differential_privacy import noise_for, private
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import FedShelfError
@@ -76,11 +76,14 @@ def targets_of_run(subject: AuditSubject, left_out: list[str]) -> Iterator[Targe
     yield Target(model="run", protection="none", trainer=plain, shared=subject.shared)
     summed = (opened.uploads.summand,)  # rounds, which hides nothing
     stages = tuple(stage for stage in opened.uploads.stages if not stage.declares.masks and stage not in summed)
+    hiding = [stage.declares.setting for stage in opened.uploads.stages if stage.declares.masks]
+    clear = ", but for the change of the layers before the output layer, which is not encrypted" * (
+        encryption_of(config).is_on and encryption_of(config).scope == "head"
+    )
     left_out += [
-        f"{stage.declares.setting}: the server sees no upload by itself. The rows for the run's own model are those of "
-        "an upload that is not hidden; what a sum gives away is tried on the probe."
-        for stage in opened.uploads.stages
-        if stage.declares.masks
+        f"{setting}: the server sees no upload by itself{clear}. The rows for the run's own model are those of an "
+        "upload that is not hidden; what a sum gives away is tried on the probe."
+        for setting in hiding
     ]
     noise = work.mechanism.noise_multiplier if work.mechanism is not None else None
     if stages or noise is not None:
