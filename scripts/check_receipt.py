@@ -41,19 +41,18 @@ def main() -> int:
         return 2
     try:
         fields = check(Path(sys.argv[1]).read_text(encoding="utf-8"), sys.argv[2])
-    except InvalidSignature:
-        print("NOT VALID: it was altered, or the signature is not that of this key")
-        return 1
     except OSError as error:
         print(f"cannot read the receipt: {error}")
         return 2
+    except InvalidSignature:
+        print("NOT VALID: it was altered, or the signature is not that of this key")
+        return 1
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        print(f"NOT VALID: it is not a receipt ({error})")
+        print(f"NOT VALID: {error if isinstance(error, ValueError) else 'it is not a receipt'}")
         return 1
     print(f"valid: round {fields['round']} of run {fields['run']}, {fields['counted']} stores counted")
-    print(
-        f"protections: {', '.join(fields['protections']) or 'none'}; not protected: {'; '.join(fields['unprotected'])}"
-    )
+    print(f"protections: {', '.join(fields['protections']) or 'none'}")
+    print(f"not protected: {'; '.join(fields['unprotected'])}")
     return 0
 
 

@@ -16,6 +16,7 @@ import torch
 from fedshelf.compression.modular import Modular
 from fedshelf.compression.sum_stage import EncodeSummand
 from fedshelf.compression.unit_ball import UnitBall
+from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientRefused, ClientStatus, RoundVoid, RunStatus
 from fedshelf.core.messages import (
     DELTA,
@@ -110,6 +111,13 @@ def test_a_server_killed_at_any_step_ends_with_the_same_model(plain: World, rest
         assert lives(world, switch, kill_after, restart_clients=restart_clients) is RunStatus.FINISHED, kill_after
         assert torch.equal(world.final, plain.final), kill_after
         assert_opened_once(world)
+
+
+def test_a_threshold_of_half_of_the_stores_ends_the_run_at_once() -> None:
+    world = world_of(names=tuple("abcdef"), threshold=3)
+    with pytest.raises(RunError, match=r"not more than half of the 6 stores of round 1, .*: use 4 or more"):
+        world.run()
+    assert world.sink.of(RoundVoid) == []
 
 
 class Restarting:

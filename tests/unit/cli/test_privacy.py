@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fedshelf.privacy.accounting import SampledGaussian, compose
 from tests.unit.cli.test_command_line import fedshelf
 
 STEPS = ["--sampling-rate", "0.05", "--steps", "1000", "--delta", "1e-5"]
@@ -143,3 +144,25 @@ def test_an_explanation_of_a_masked_run_says_what_is_summed_and_who_could_get_ar
     plain = tmp_path / "plain.toml"
     plain.write_text("width = 8\nimage-size = 16\n")
     assert "maskingreply" not in fedshelf(capsys, "privacy", "explain", "--config", str(plain))[1]
+
+
+def test_an_explanation_of_noise_that_stores_share_is_about_the_sum(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = 'secagg = true\ndp = "client"\nnoise-multiplier = 2.0\nwidth = 8\nimage-size = 16\nnorm = "group"\n'
+    (tmp_path / "run.toml").write_text(run)
+    server = " ".join(fedshelf(capsys, "privacy", "explain", "--config", str(tmp_path / "run.toml"))[1].split())
+    assert "The server adds noise to the sum of updates, and sees that sum without it." in server
+    (tmp_path / "run.toml").write_text(run + 'noise-at = "stores"\nrounds = 3\n')
+    given = ["privacy", "explain", "--config", str(tmp_path / "run.toml")]
+    stores = " ".join(fedshelf(capsys, *given)[1].split())
+    for said in (
+        "Each store adds a share of the noise before its update is masked.", "upload vectors noised, summed",
+        "upload train_loss withheld noise-at = stores", "upload num_steps withheld noise-at = stores",
+        "evaluation num_correct not sent noise-at = stores",
+        "the sum of the updates of a round's stores, with noise that bounds what it says of one store",
+    ):  # fmt: skip
+        assert said in stores, stores
+    shared = SampledGaussian(noise_multiplier=2.0, sampling_rate=1.0, steps=3)
+    known = compose([shared], 1e-5, unit="client", is_discrete=True).epsilon
+    assert json.loads(fedshelf(capsys, *given, "--json")[1])["epsilon"] == pytest.approx(known)

@@ -64,6 +64,13 @@ def test_a_receipt_states_the_round_and_is_checked_without_fedshelf(
     file.write_text(signed(fields, other), encoding="utf-8")
     assert check(file, chain.key.text).stdout.startswith("NOT VALID: it names another key")
     assert check(file, other.public.text).returncode == 0
+    changed = {**json.loads(file.read_text(encoding="utf-8")), "counted": 1000}
+    file.write_text(json.dumps(changed), encoding="utf-8")
+    assert check(file, other.public.text).stdout.startswith("NOT VALID: it was altered, or the signature is not")
+    file.write_text("[]", encoding="utf-8")
+    assert check(file, other.public.text).stdout.startswith("NOT VALID: it is not a receipt")
+    missing = check(file.with_name("none.json"), other.public.text)
+    assert (missing.returncode, missing.stderr) == (2, "")
 
 
 @pytest.mark.usefixtures("stores")

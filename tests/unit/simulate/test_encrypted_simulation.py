@@ -67,6 +67,7 @@ def test_an_encrypted_run_continues_with_the_same_bits() -> None:
         ({"dp": "client", "noise_multiplier": 1.0}, "--dp client with --he"),
         ({"codec_up": "topk:0.1"}, "--he encrypts integers: use --codec-up modular:16 or modular:32"),
         ({"codec_up": "modular:16"}, "--codec-up modular:16 has no room for weights by photos"),
+        ({"he_decryptor": "nobody"}, "--he-decryptor nobody: there is no such store. The stores are"),
         ({"min_clients": 2}, "--min-clients 2 with --he: a sum of fewer than 3 stores hides nothing"),
         ({"algorithm": "fedbuff", "codec_up": "modular:32:0:60"}, "use modular:32:0:64"),
         ({"algorithm": "fedbuff", "buffer_size": 2}, "a sum of fewer than 3 uploads hides nothing"),

@@ -16,7 +16,7 @@ from fedshelf.core.events import RunStatus
 from fedshelf.privacy.secure_aggregation import client
 from fedshelf.privacy.secure_aggregation.keys import advertise
 from fedshelf.privacy.secure_aggregation.shares import deal
-from fedshelf.simulate.engine import simulate
+from fedshelf.simulate.engine import _check_sums, simulate
 from fedshelf.tracking.queries import run_summary
 from tests.unit.data.samples import write_pack
 from tests.unit.simulate.test_simulation import final
@@ -132,6 +132,8 @@ def test_stores_that_drop_out_do_not_harm_the_others() -> None:
         ({"codec_up": "topk:0.1"}, "--secagg masks integers: use --codec-up modular:16 or modular:32"),
         ({"codec_up": "modular:16"}, "--codec-up modular:16 has no room for weights by photos"),
         ({"min_clients": 2}, "--min-clients 2 with --secagg: a sum of fewer than 3 stores hides nothing"),
+        ({"secagg_threshold": 9}, "--secagg-threshold 9: there are only 4 stores in a round"),
+        ({"fraction": 0.5}, "--secagg with --fraction 0.5: 2 stores in a round hide nothing in their sum"),
     ],
     ids=str,
 )
@@ -140,6 +142,13 @@ def test_what_needs_single_uploads_is_refused(stores: Path, given: dict[str, Any
         run("run", secagg=True, **given)
     assert any(said in str(problem) for problem in raised.value.args), raised.value.args
     assert not Path("run").exists()
+
+
+def test_a_threshold_of_half_of_the_stores_is_refused_at_the_start() -> None:
+    config = load(RunConfig, None, {"data_dir": "stores", "secagg": True, "secagg_threshold": 3})
+    with pytest.raises(UsageError, match=r"not more than half of 6 stores in a round, .* Use 4 or more"):
+        _check_sums(config, list("abcdef"))
+    _check_sums(config, list("abcde"))
 
 
 @pytest.mark.usefixtures("stores")

@@ -1,7 +1,9 @@
 """`--dp client` with `--secagg`: stores clip, and the noise is the server's, or that of the stores together."""
 
 import json
+import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,11 @@ def test_shares_of_noise_without_masks_are_refused(given: dict[str, Any], said: 
 def test_too_few_bits_for_the_noise_end_the_run_with_the_remedy() -> None:
     with pytest.raises(UsageError, match=r"modular:16 has no room for the sum of 64 updates .* or modular:32"):
         run("run", secagg=True, codec_up="modular:16", noise_at="stores", noise_multiplier=100.0, **GIVEN)
+
+
+def test_the_epsilon_that_is_warned_of_is_not_below_the_one_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        run("run", secagg=True, noise_at="stores", noise_multiplier=0.5, **GIVEN)
+    [warned] = re.findall(r"ε will be ([0-9.]+) or somewhat less", caplog.text)
+    epsilon = json.loads(output("show", "run", "--json"))["privacy"]["epsilon"]
+    assert float(warned) == pytest.approx(epsilon, rel=5e-3)
