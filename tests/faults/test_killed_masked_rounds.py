@@ -53,12 +53,14 @@ def hold(stage: str, *, after: bool) -> str:
     return ("hold" if stage == "train" else f"hold-{stage}") + ("-answer" if after else "")
 
 
-def opened_sums(site: Site) -> dict[int, set[frozenset[str]]]:
-    """By round, the members of all sums that any store has recorded as opened."""
-    found: dict[int, set[frozenset[str]]] = {}
+def opened_sums(site: Site) -> dict[tuple[int, bool], set[frozenset[str]]]:
+    """By round, and whether it is evaluations that were summed, the members of all sums that any store has recorded as
+    opened."""
+    found: dict[tuple[int, bool], set[frozenset[str]]] = {}
     for path in (site.root / "home" / "clients").glob("*/opened-sums.jsonl"):
         for [opened] in map(json.loads, path.read_text().splitlines()):
-            found.setdefault(opened["key"]["round"], set()).add(frozenset(opened["members"]))
+            is_evaluation = opened.get("purpose", "train") != "train"
+            found.setdefault((opened["key"]["round"], is_evaluation), set()).add(frozenset(opened["members"]))
     return found
 
 
@@ -74,10 +76,10 @@ def assert_complete(site: Site, server: Process, undisturbed: Path) -> None:
         counted = frozenset(name for name, client in told.items() if client["status"] == "counted")
         assert len(counted) >= LEAST_MEMBERS
         assert all(client["reason"] for client in told.values() if client["status"] != "counted")
-        sets = sums[round_["round"]]
-        assert counted in sets, "the round counts the stores whose sum was opened"
-        for one in sets:
-            assert all(one == other or len(one ^ other) >= LEAST_MEMBERS for other in sets), sets
+        assert counted in sums[round_["round"], False], "the round counts the stores whose sum was opened"
+        for sets in (sums[round_["round"], False], sums.get((round_["round"], True), set())):
+            for one in sets:
+                assert all(one == other or len(one ^ other) >= LEAST_MEMBERS for other in sets), sets
         all_counted = all_counted and counted == frozenset(site.names)
     if all_counted:
         assert same_model(site.root / "run", undisturbed)

@@ -51,8 +51,8 @@ def start_method(device: DeviceName, *, threads: int) -> Method:
         "fork" where that is safe, else "spawn".
     """
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    has_polars = "polars" in sys.modules  # its threads, which read sales, do not survive a fork
-    return "fork" if sys.platform == "linux" and threads == 1 and on_cpu and not has_polars else "spawn"
+    has_threads = not {"polars", "tenseal"}.isdisjoint(sys.modules)  # whose threads do not survive a fork
+    return "fork" if sys.platform == "linux" and threads == 1 and on_cpu and not has_threads else "spawn"
 
 
 class Processes:
@@ -96,14 +96,17 @@ class Processes:
         return parent_end
 
     def activity(self, number: int) -> float:
-        """Return a number that changes while a worker computes, is stopped by a signal, or has ended."""
+        """Return a number that changes while a worker computes or is stopped by a signal: its seconds of CPU time.
+
+        That of one that has ended does not change, in case its pipe does not say so.
+        """
         try:
             process = psutil.Process(self._processes[number].pid)
-            if process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE}:
+            if process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}:
                 return time.monotonic()
             times = process.cpu_times()
         except psutil.NoSuchProcess:
-            return time.monotonic()
+            return 0.0
         return times.user + times.system
 
     def replace(self, number: int) -> Connection:

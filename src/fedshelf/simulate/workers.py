@@ -41,7 +41,8 @@ from fedshelf.simulate.vmap import VmapBackend, is_training
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import Score
 
-HUNG_SECONDS = 60.0  # without any CPU time, though there is work
+HUNG_SECONDS = 60.0  # without computing, though there is work
+IDLE_SECONDS = 0.02  # of CPU time, which the threads of a process that waits take
 MOST_REPLACED = 3  # in one pool; after that, it is no accident
 MOST_AHEAD = 8  # tasks queued at a worker besides the current one; their small parts fit into a pipe
 
@@ -214,7 +215,7 @@ class WorkerPool:
 
     def _replace_if_hung(self, worker: _Worker) -> None:
         activity, now = self._processes.activity(worker.number), time.monotonic()
-        if not worker.tasks or activity != worker.activity:
+        if not worker.tasks or abs(activity - worker.activity) > IDLE_SECONDS:
             worker.activity, worker.active = activity, now
         if now - worker.active < HUNG_SECONDS:
             return
