@@ -47,7 +47,7 @@ HONEST = RunConfig(
 SETUPS: Mapping[str, Callable[[Setup], Setup]] = {
     "honest": lambda setup: setup,
     "one-photo-a-step": lambda setup: _with(setup, batch_size=1),
-    "one-photo-to-validate": lambda setup: _with(setup, val_fraction=0.99),
+    "one-photo-to-validate": lambda setup: replace(_with(setup, val_fraction=0.99), run_id="another run"),
     "one-class-of-one-photo": lambda setup: replace(
         setup, catalogue=Catalogue(names=("rare",), members=(("rare",),)).to_json()
     ),

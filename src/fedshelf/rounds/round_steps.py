@@ -122,7 +122,8 @@ class RoundSteps:
         else:
             cohort = cohorts.draw_independently(live, fraction)
             count = len(cohort)
-        if plan.threshold is not None and 2 * plan.threshold <= len(cohort):
+        is_masked = self._context.uploads.is_masked
+        if is_masked and plan.threshold is not None and 2 * plan.threshold <= len(cohort):
             raise RunError(
                 f"--secagg-threshold {plan.threshold} is not more than half of the {len(cohort)} stores of round "
                 f"{number}, so two halves could open two sums: use {len(cohort) // 2 + 1} or more"

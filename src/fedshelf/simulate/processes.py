@@ -34,6 +34,8 @@ from fedshelf.tracking.terminal import log_to_stderr
 
 PATIENCE = 2.0  # seconds for workers to exit by themselves
 LARGEST_OOM_SCORE = 1000  # man 5 proc: such a process is killed first
+THREADED = frozenset(("polars", "tenseal"))
+"""Libraries whose threads do not survive a fork."""
 
 Method = Literal["fork", "spawn"]
 Target = Callable[[Connection, int], None]
@@ -51,7 +53,7 @@ def start_method(device: DeviceName, *, threads: int) -> Method:
         "fork" where that is safe, else "spawn".
     """
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    has_threads = not {"polars", "tenseal"}.isdisjoint(sys.modules)  # whose threads do not survive a fork
+    has_threads = not THREADED.isdisjoint(sys.modules)
     return "fork" if sys.platform == "linux" and threads == 1 and on_cpu and not has_threads else "spawn"
 
 

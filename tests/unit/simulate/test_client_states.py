@@ -16,6 +16,7 @@ from fedshelf.algorithms import registry
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState
+from fedshelf.simulate import processes
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.run_directory import RunDirectory
@@ -32,6 +33,7 @@ def final(directory: RunDirectory) -> torch.Tensor:
 @pytest.fixture
 def halves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.ALGORITHMS, "fedavg", f"{stateful.__name__}:Halves")
+    monkeypatch.setattr(processes, "THREADED", frozenset())  # a worker that is spawned has another registry
 
 
 @pytest.mark.slow
