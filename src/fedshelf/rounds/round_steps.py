@@ -125,8 +125,9 @@ class RoundSteps:
         is_masked = self._context.uploads.is_masked
         if is_masked and plan.threshold is not None and 2 * plan.threshold <= len(cohort):
             raise RunError(
-                f"--secagg-threshold {plan.threshold} is not more than half of the {len(cohort)} stores of round "
-                f"{number}, so two halves could open two sums: use {len(cohort) // 2 + 1} or more"
+                f"--secagg-threshold {plan.threshold} is not more than half of the cohort of round {number} "
+                f"({text.counted(len(cohort), 'store')}), so two halves could open two sums: use "
+                f"{len(cohort) // 2 + 1} or more"
             )
         num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
         opened = OpenRound(

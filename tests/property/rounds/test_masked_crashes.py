@@ -115,7 +115,7 @@ def test_a_server_killed_at_any_step_ends_with_the_same_model(plain: World, rest
 
 def test_a_threshold_of_half_of_the_stores_ends_the_run_at_once() -> None:
     world = world_of(names=tuple("abcdef"), threshold=3)
-    with pytest.raises(RunError, match=r"not more than half of the 6 stores of round 1, .*: use 4 or more"):
+    with pytest.raises(RunError, match=r"not more than half of the cohort of round 1 \(6 stores\), .*: use 4 or more"):
         world.run()
     assert world.sink.of(RoundVoid) == []
 
