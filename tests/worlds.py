@@ -43,11 +43,11 @@ from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 from fedshelf.rounds.client import Client, Work
-from fedshelf.rounds.encrypting_client import EncryptingClient, EncryptionTerms
-from fedshelf.rounds.masking_client import MaskingClient, MaskingTerms
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
 from fedshelf.rounds.server import Server
+from fedshelf.rounds.sums.encrypting_client import EncryptingClient, EncryptionTerms
+from fedshelf.rounds.sums.masking_client import MaskingClient, MaskingTerms
 from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.bound_model import BoundModel, TrainingSettings

@@ -49,8 +49,8 @@ from fedshelf.privacy.secure_aggregation.opened_sums import FileOpenedSums
 from fedshelf.privacy.task_limits import TaskLimits
 from fedshelf.privacy.withholding import withhold
 from fedshelf.rounds.client import Client, Work
-from fedshelf.rounds.encrypting_client import EncryptingClient
-from fedshelf.rounds.masking_client import MaskingClient
+from fedshelf.rounds.sums.encrypting_client import EncryptingClient
+from fedshelf.rounds.sums.masking_client import MaskingClient
 from fedshelf.serialization import messages as payload
 from fedshelf.serialization.blob import MAX_HEADER_BYTES
 from fedshelf.storage.atomic_files import write_atomically

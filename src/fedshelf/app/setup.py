@@ -25,9 +25,9 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import Personalization
 from fedshelf.privacy.distributed_dp import NoiseShares
 from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
-from fedshelf.rounds.encrypting_client import EncryptionTerms
-from fedshelf.rounds.masking_client import MaskingTerms
 from fedshelf.rounds.pipeline import UploadPipeline
+from fedshelf.rounds.sums.encrypting_client import EncryptionTerms
+from fedshelf.rounds.sums.masking_client import MaskingTerms
 from fedshelf.training.batch_size import BatchSizes
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.compiled import compile_forward

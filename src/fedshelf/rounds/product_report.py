@@ -15,7 +15,7 @@ from fedshelf.data.product_tree import ProductTree
 from fedshelf.rounds.dispatch import Patience, TrafficCounter
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_steps import EVALUATION_FACTOR, MIN_EVALUATION_SECONDS
-from fedshelf.rounds.summed_evaluations import SummedEvaluation
+from fedshelf.rounds.sums.evaluations import SummedEvaluation
 from fedshelf.rounds.validation import problem_with_evaluation
 
 

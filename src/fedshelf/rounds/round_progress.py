@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import Evaluation
-from fedshelf.rounds.summed_evaluations import SummedEvaluation
+from fedshelf.rounds.sums.evaluations import SummedEvaluation
 from fedshelf.scheduling.pace import per_step
 from fedshelf.scheduling.work_assignment import WorkAssignment
 

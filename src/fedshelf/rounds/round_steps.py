@@ -43,13 +43,13 @@ from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.secure_aggregation.unmasking import apart
 from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.dispatch import Patience
-from fedshelf.rounds.encrypted_uploads import EncryptedRound
-from fedshelf.rounds.masked_evaluations import MaskedEvaluation
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.reported_noise import ReportedNoise
 from fedshelf.rounds.round_progress import RoundProgress
-from fedshelf.rounds.summed_evaluations import EvaluationCodes, SummedEvaluation
-from fedshelf.rounds.summed_uploads import MaskedRound, named_clip_norm, summed
+from fedshelf.rounds.sums.encrypted_uploads import EncryptedRound
+from fedshelf.rounds.sums.evaluations import EvaluationCodes, SummedEvaluation
+from fedshelf.rounds.sums.masked_evaluations import MaskedEvaluation
+from fedshelf.rounds.sums.uploads import MaskedRound, named_clip_norm, summed
 from fedshelf.rounds.validation import counted, problem_with_evaluation, problem_with_scores, source_of, summed_scores
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import predicted

@@ -17,13 +17,13 @@ from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.core.text import counted, printable
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.class_names import federation_doubts
-from fedshelf.rounds.buffered import BufferedRounds
+from fedshelf.rounds.asynchronous.buffered import BufferedRounds
 from fedshelf.rounds.dispatch import Inbox, StopRequested
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
 from fedshelf.rounds.product_report import product_report
-from fedshelf.rounds.summed_evaluations import SummedEvaluation
+from fedshelf.rounds.sums.evaluations import SummedEvaluation
 from fedshelf.rounds.synchronous import SynchronousRounds
 
 logger = logging.getLogger(__name__)

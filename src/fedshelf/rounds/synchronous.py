@@ -11,13 +11,13 @@ from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, Roun
 from fedshelf.core.messages import Evaluation, TaskKey
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.divergence import problem_with_loss, problem_with_step
-from fedshelf.rounds.encrypted_uploads import EncryptedRound
-from fedshelf.rounds.key_exchange import KeyExchange
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.round_steps import RoundSteps
-from fedshelf.rounds.summed_evaluations import SummedEvaluation
-from fedshelf.rounds.summed_uploads import MaskedRound
+from fedshelf.rounds.sums.encrypted_uploads import EncryptedRound
+from fedshelf.rounds.sums.evaluations import SummedEvaluation
+from fedshelf.rounds.sums.key_exchange import KeyExchange
+from fedshelf.rounds.sums.uploads import MaskedRound
 from fedshelf.scheduling.cohort import quorum
 from fedshelf.scheduling.pace import updated
 

@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
-from fedshelf.rounds.encrypting_client import EncryptingClient, EncryptionTerms
-from fedshelf.rounds.masking_client import MaskingClient, MaskingTerms
+from fedshelf.rounds.sums.encrypting_client import EncryptingClient, EncryptionTerms
+from fedshelf.rounds.sums.masking_client import MaskingClient, MaskingTerms
 from fedshelf.simulate.client_runner import Backend
 
 T = TypeVar("T")

@@ -30,7 +30,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.privacy.policy_tables import Metrics
 from fedshelf.privacy.withholding import withhold
-from fedshelf.rounds.summed_evaluations import STEP, EvaluationCodes, SummedEvaluation
+from fedshelf.rounds.sums.evaluations import STEP, EvaluationCodes, SummedEvaluation
 from fedshelf.training.trainer import evaluate
 from tests.examples import examples
 from tests.fakes import Answer

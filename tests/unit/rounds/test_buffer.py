@@ -8,7 +8,7 @@ import torch
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import TaskKey, Upload
-from fedshelf.rounds.buffer import UploadBuffer
+from fedshelf.rounds.asynchronous.buffer import UploadBuffer
 from fedshelf.storage.spool import MemorySpool
 from tests.worlds import bound_model
 

@@ -24,7 +24,7 @@ from fedshelf.privacy.homomorphic.key_messages import KeyQuery, SumRequest
 from fedshelf.privacy.homomorphic.sum_check import SealedTag
 from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.privacy.secure_aggregation import wire
-from fedshelf.rounds.encrypting_client import SUM, EncryptingClient
+from fedshelf.rounds.sums.encrypting_client import SUM, EncryptingClient
 from tests.fakes import Answer
 from tests.property.rounds.test_encrypted_crashes import world_of
 from tests.worlds import World

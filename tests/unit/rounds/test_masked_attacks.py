@@ -24,7 +24,7 @@ from fedshelf.privacy.secure_aggregation.shamir import SHARE_BYTES
 from fedshelf.privacy.secure_aggregation.shares import SEALED_BYTES, SealedShares
 from fedshelf.privacy.secure_aggregation.survivors import SurvivorsSignature
 from fedshelf.privacy.secure_aggregation.unmasking import RevealedShares
-from fedshelf.rounds.masking_client import MaskingClient
+from fedshelf.rounds.sums.masking_client import MaskingClient
 from tests.fakes import Answer
 from tests.property.rounds.test_masked_crashes import world_of
 from tests.worlds import World

@@ -46,7 +46,7 @@ from fedshelf.privacy.secure_aggregation.masks import Integers
 from fedshelf.privacy.secure_aggregation.shares import SealedSharesDelivery
 from fedshelf.privacy.secure_aggregation.survivors import Survivors
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSumStore, Signatures
-from fedshelf.rounds.summed_evaluations import BITS, EvaluationCodes
+from fedshelf.rounds.sums.evaluations import BITS, EvaluationCodes
 from fedshelf.serialization import blob
 
 

@@ -44,10 +44,10 @@ from fedshelf.privacy.secure_aggregation.server import ServerRecord, ServerRound
 from fedshelf.privacy.secure_aggregation.shares import SealedShares
 from fedshelf.privacy.secure_aggregation.survivors import SurvivorsSignature
 from fedshelf.privacy.secure_aggregation.unmasking import RevealedShares
-from fedshelf.rounds.masking_client import task_digest
-from fedshelf.rounds.masking_stages import ask
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
+from fedshelf.rounds.sums.masking_client import task_digest
+from fedshelf.rounds.sums.masking_stages import ask
 
 logger = logging.getLogger(__name__)
 

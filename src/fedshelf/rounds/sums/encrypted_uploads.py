@@ -22,11 +22,11 @@ from fedshelf.privacy.homomorphic.key_messages import OpenedBy, SumRequest
 from fedshelf.privacy.homomorphic.sum_check import SealedTag
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
-from fedshelf.rounds.encrypting_client import SUM
-from fedshelf.rounds.key_exchange import Dialog, EncryptionRecord, KeyExchange
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
-from fedshelf.rounds.summed_uploads import add_up, aggregate_of
+from fedshelf.rounds.sums.encrypting_client import SUM
+from fedshelf.rounds.sums.key_exchange import Dialog, EncryptionRecord, KeyExchange
+from fedshelf.rounds.sums.uploads import add_up, aggregate_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

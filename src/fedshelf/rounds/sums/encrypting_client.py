@@ -45,7 +45,7 @@ from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext
 from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSumStore
-from fedshelf.rounds.masking_client import task_digest
+from fedshelf.rounds.sums.masking_client import task_digest
 
 SUM = "sum"
 """Name of the vector of a message that holds a sum."""

@@ -28,11 +28,11 @@ from fedshelf.privacy.secure_aggregation.shares import SealedShares
 from fedshelf.privacy.secure_aggregation.survivors import SurvivorsSignature
 from fedshelf.privacy.secure_aggregation.unmasking import RevealedShares
 from fedshelf.rounds.dispatch import Patience
-from fedshelf.rounds.masking_client import codes_of, task_digest
-from fedshelf.rounds.masking_stages import ask
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
-from fedshelf.rounds.summed_evaluations import BITS, EvaluationCodes, SummedEvaluation
+from fedshelf.rounds.sums.evaluations import BITS, EvaluationCodes, SummedEvaluation
+from fedshelf.rounds.sums.masking_client import codes_of, task_digest
+from fedshelf.rounds.sums.masking_stages import ask
 
 logger = logging.getLogger(__name__)
 

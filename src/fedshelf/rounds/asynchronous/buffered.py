@@ -29,12 +29,12 @@ from fedshelf.core.events import (
 from fedshelf.core.messages import Evaluation, Failure, Purpose, TaskKey
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
+from fedshelf.rounds.asynchronous.buffer import UploadBuffer
+from fedshelf.rounds.asynchronous.encrypted_sums import BufferedSums
+from fedshelf.rounds.asynchronous.in_flight import DispatchedTask, TasksInFlight
 from fedshelf.rounds.averaging import with_mean
-from fedshelf.rounds.buffer import UploadBuffer
-from fedshelf.rounds.buffered_sums import BufferedSums
 from fedshelf.rounds.dispatch import POLL_SECONDS, Arrived, ClientReady
 from fedshelf.rounds.divergence import problem_with_step
-from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.reported_noise import ReportedNoise
 from fedshelf.rounds.validation import problem_with_evaluation, source_of

@@ -20,13 +20,13 @@ from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound
 from fedshelf.privacy.homomorphic.packing import MOST_WEIGHT
 from fedshelf.privacy.secure_aggregation import wire
-from fedshelf.rounds.buffer import Entry
+from fedshelf.rounds.asynchronous.buffer import Entry
+from fedshelf.rounds.asynchronous.in_flight import TasksInFlight
 from fedshelf.rounds.dispatch import POLL_SECONDS, Arrived, TrafficCounter
-from fedshelf.rounds.encrypted_uploads import Summand, decrypted_sum, decryptors
-from fedshelf.rounds.in_flight import TasksInFlight
-from fedshelf.rounds.key_exchange import Dialog, KeyExchange
 from fedshelf.rounds.plan import Context
-from fedshelf.rounds.summed_uploads import add_up, aggregate_of
+from fedshelf.rounds.sums.encrypted_uploads import Summand, decrypted_sum, decryptors
+from fedshelf.rounds.sums.key_exchange import Dialog, KeyExchange
+from fedshelf.rounds.sums.uploads import add_up, aggregate_of
 
 
 class BufferedSums:
