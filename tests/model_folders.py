@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedshelf.data.augmentation import normalize
-from fedshelf.models.build import ModelSettings, build, normalization_of
+from fedshelf.models.build import build, normalization_of
 from fedshelf.models.head import linear_head
+from fedshelf.models.settings import ModelSettings
 from fedshelf.storage.model_files import save_model
 
 COLORS = {"Red": (220, 40, 40), "Green": (40, 200, 60), "Blue": (50, 60, 220)}

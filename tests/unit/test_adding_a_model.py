@@ -12,8 +12,9 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import NormName
 from fedshelf.core.events import RoundFinished, RunStatus
 from fedshelf.core.params import bind
-from fedshelf.models.build import ModelSettings, build, find_problem
+from fedshelf.models.build import build, find_problem
 from fedshelf.models.head import head_names
+from fedshelf.models.settings import ModelSettings
 from fedshelf.simulate.engine import simulate
 from tests.fakes import RecordingSink
 from tests.howto import Addition

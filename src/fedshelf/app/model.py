@@ -11,8 +11,9 @@ from fedshelf.core.choices import DeviceName
 from fedshelf.core.rng import Rng
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.adapters import add_adapters
-from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.build import build
 from fedshelf.models.sales import add_sales
+from fedshelf.models.settings import ModelSettings
 from fedshelf.models.trainable import frozen_names
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.device import choose

@@ -27,10 +27,11 @@ from fedshelf.data.folder import class_folder, scan
 from fedshelf.data.photo_dates import photo_dates, warn_of_undated
 from fedshelf.data.photo_files import SALES, Photo
 from fedshelf.data.product_tree import ProductTree
-from fedshelf.models.build import ModelSettings, Normalization, build
+from fedshelf.models.build import build
 from fedshelf.models.head import linear_head
 from fedshelf.models.own_model import use_model_path
 from fedshelf.models.sales import add_sales, tower_names
+from fedshelf.models.settings import ModelSettings, Normalization
 from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import is_run
 from fedshelf.tracking.runs import resolve_run

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedshelf.core.choices import NormName
-from fedshelf.models.build import ModelSettings
+from fedshelf.models.settings import ModelSettings
 
 GROUPS = 8
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from fedshelf.core.errors import ModelError
 from fedshelf.core.system_errors import reason
 from fedshelf.core.text import some
-from fedshelf.models.build import Normalization
 from fedshelf.models.head import head_names
+from fedshelf.models.settings import Normalization
 
 
 def _efficientnet_lite(*depths: int) -> dict[str, str]:

@@ -14,10 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf.core.errors import ModelError
 from fedshelf.core.params import Params, Segment, bind, bind_gradients
-from fedshelf.models.build import Normalization, normalization_of
+from fedshelf.models.build import normalization_of
 from fedshelf.models.convolution_fault import avoid_convolution_fault
 from fedshelf.models.head import head_names, linear_head
 from fedshelf.models.sales import SalesLinear, SalesOutput
+from fedshelf.models.settings import Normalization
 from fedshelf.training.cross_entropy import cross_entropy
 from fedshelf.training.device import Compute
 from fedshelf.training.losses import Calibration

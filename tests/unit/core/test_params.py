@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fedshelf.core.params import Segment, bind, bind_gradients
-from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.build import build
+from fedshelf.models.settings import ModelSettings
 
 MODELS = [
     ("resnet10", "batch"), ("resnet10", "group"), ("mobilenetv3_small_100", "batch"), ("resnet18", "batch"),

@@ -22,7 +22,8 @@ from fedshelf.edge.making.export import compare, export
 from fedshelf.edge.model_info import ModelInfo
 from fedshelf.edge.serving.session import Session
 from fedshelf.models.adapters import add_adapters
-from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.build import build
+from fedshelf.models.settings import ModelSettings
 from fedshelf.storage.model_files import save_model
 from tests.model_folders import COLORS, tinted, write_model, write_tinted
 from tests.unit.cli.screen import run

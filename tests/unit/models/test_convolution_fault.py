@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fedshelf.core.process_exit import CRASHES, signal_of
-from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.build import build
 from fedshelf.models.convolution_fault import MOST_FLOATS_IN_A_VECTOR, avoid_convolution_fault
 from fedshelf.models.resnet import resnet10
+from fedshelf.models.settings import ModelSettings
 
 ROOT = Path(__file__).parents[3]
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -30,7 +31,8 @@ needs_avx2 = pytest.mark.skipif(
 TRAIN = """
 import resource, sys
 import torch
-from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.build import build
+from fedshelf.models.settings import ModelSettings
 from fedshelf.models.convolution_fault import avoid_convolution_fault
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -3,8 +3,9 @@
 import pytest
 from torch import nn
 
-from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.build import build
 from fedshelf.models.head import head_layers, head_names
+from fedshelf.models.settings import ModelSettings
 
 
 def test_the_last_linear_layer_is_the_head() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fedshelf.core.errors import ModelError
 from fedshelf.core.events import WeightsLoaded
-from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.build import build
 from fedshelf.models.initial_weights import check_fit, extra_tensors, load_initial_weights, read_initial_weights
+from fedshelf.models.settings import ModelSettings
 from fedshelf.storage.model_files import save_model
 
 OLD = ("apple", "milk", "tea")

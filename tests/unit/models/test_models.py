@@ -12,8 +12,9 @@ from torch import nn
 from fedshelf.core.errors import ModelError
 from fedshelf.core.params import bind
 from fedshelf.models import hub
-from fedshelf.models.build import ModelSettings, build, normalization_of
+from fedshelf.models.build import build, normalization_of
 from fedshelf.models.resnet import resnet10
+from fedshelf.models.settings import ModelSettings
 
 
 def make(name: str = "resnet10", classes: int = 3, seed: int = 0, **settings: Any) -> nn.Module:

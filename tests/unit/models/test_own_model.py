@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fedshelf.core.errors import ModelError, PolicyError, UsageError
-from fedshelf.models.build import ModelSettings, at_most, build, find_problem
+from fedshelf.models.build import at_most, build, find_problem
 from fedshelf.models.own_model import build_own, find_source, use_model_path
+from fedshelf.models.settings import ModelSettings
 from tests.own_models import forgotten_imports
 
 MARKED = "open('imported', 'a').close()\n"

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from fedshelf.core.errors import ModelError
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.decode import decode
-from fedshelf.models.build import ModelSettings, build, normalization_of
+from fedshelf.models.build import build, normalization_of
+from fedshelf.models.settings import ModelSettings
 from fedshelf.models.timm_models import import_timm
 from fedshelf.models.weights_packages import PACKAGES, find_weights, load_weights, to_timm, use_published_normalization
 
