@@ -41,6 +41,7 @@ class FedAsync(Asynchronous, Algorithm):
     ignores: ClassVar[tuple[str, ...]] = ("weights",)
 
     def problems(self) -> list[str]:
+        """Settings that contradict each other, each with its remedy."""
         if self.buffer_size == 1:
             return []
         return [

@@ -135,9 +135,10 @@ class Ridge(Algorithm):
     sums: ClassVar[bool] = True
     counts_photos: ClassVar[bool] = True
     ignores: ClassVar[tuple[str, ...]] = (
-        "optimizer", "client_lr", "lr_schedule", "warmup_rounds", "local_epochs", "momentum", "weight_decay",
-        "label_smoothing", "gradient_clip", "backbone_lr_factor", "head_lr_factor", "unfreeze_after", "augment",
-        "feature_views", "loss", "warm_start", "refit_head", "average_rounds", "weights", "clip_norm", "clipping",
+        "optimizer", "client_lr", "lr_schedule", "warmup_rounds", "local_epochs", "dynamic_batch", "momentum",
+        "weight_decay", "label_smoothing", "gradient_clip", "backbone_lr_factor", "head_lr_factor", "unfreeze_after",
+        "augment", "feature_views", "loss", "warm_start", "refit_head", "average_rounds", "weights", "clip_norm",
+        "clipping",
     )  # fmt: skip
 
     def for_model(self, layout: Layout, head: str) -> Ridge:

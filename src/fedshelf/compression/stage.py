@@ -79,13 +79,33 @@ class Sparsifier(Codec, Protocol):
     def count(self, size: int) -> int:
         """k: the number of `size` values that are sent; at least one, if there is one."""
 
-    def specs(self, size: int) -> Specs: ...
+    def specs(self, size: int) -> Specs:
+        """The parts that encode the indices into a vector of `size` values, by name: the type and the number of elements of each."""
 
     def select(self, vector: Floats, seed: int) -> tuple[Indices, Parts]:
-        """The k indices, increasing, and the parts that encode them."""
+        """Select the values to send.
+
+        Args:
+            vector: all values, [size].
+            seed: seed of a random selection.
+
+        Returns:
+            The indices of the selected values, increasing, [k]; and the parts that encode them.
+        """
 
     def indices(self, parts: Mapping[str, Tensor], size: int) -> Indices:
-        """Decode the k indices, increasing; raises RefusedError for invalid parts."""
+        """Decode the indices.
+
+        Args:
+            parts: from a peer, untrusted.
+            size: number of all values.
+
+        Returns:
+            The indices, increasing, [k].
+
+        Raises:
+            RefusedError: no honest encoder writes such parts.
+        """
 
 
 class Quantizer(Codec, Protocol):
@@ -95,18 +115,51 @@ class Quantizer(Codec, Protocol):
     needs a contraction and corrects bias.
     """
 
-    def specs(self, size: int) -> Specs: ...
+    def specs(self, size: int) -> Specs:
+        """The parts of `size` encoded values, by name: the type and the number of elements of each."""
 
-    def encode(self, values: Floats, seed: int) -> Parts: ...
+    def encode(self, values: Floats, seed: int) -> Parts:
+        """Encode values.
+
+        Args:
+            values: the values, [size]; not changed.
+            seed: seed of random rounding.
+
+        Returns:
+            The parts, as `specs` declares them.
+        """
 
     def decode(self, parts: Mapping[str, Tensor], size: int) -> Floats:
-        """Decode the values; raises RefusedError for parts that no honest encoder writes."""
+        """Decode the values.
+
+        Args:
+            parts: from a peer, untrusted.
+            size: number of values.
+
+        Returns:
+            The values, [size].
+
+        Raises:
+            RefusedError: no honest encoder writes such parts.
+        """
 
 
 class Lossless(Codec, Protocol):
     """Compresses parts without loss."""
 
-    def compress(self, parts: Parts) -> Parts: ...
+    def compress(self, parts: Parts) -> Parts:
+        """Compress each part. One that would not become smaller is returned as it is."""
 
     def decompress(self, parts: Mapping[str, Tensor], specs: Specs) -> Parts:
-        """The parts that `specs` names; raises RefusedError for anything else, before allocating memory."""
+        """Restore the parts.
+
+        Args:
+            parts: from a peer, untrusted.
+            specs: the type and the number of elements of each part, by name.
+
+        Returns:
+            The parts that `specs` declares.
+
+        Raises:
+            RefusedError: the parts are others than those; found before memory is allocated for them.
+        """

@@ -2,7 +2,7 @@
 
 A run names one component of each family, for example `--algorithm fedprox`. Optional components, such as the stages of
 the upload pipeline, are used if their first setting is set: `--clip-norm 1`. The settings of all components are keys of
-every run; those of components that are not used have no effect, which is a warning (`config.without_effect`).
+every run; to set one of a component that is not used is an error (`config.without_effect`).
 """
 
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedshelf.config.schema import NEWER, RENAMED, ClientConfig, RunConfig, Settings, implied, recommended, select
-from fedshelf.config.without_effect import without_effect
+from fedshelf.config.without_effect import of_unused_components, without_effect
 from fedshelf.core.errors import RefusedError, UsageError
 from fedshelf.core.settings import Scope
 from fedshelf.core.text import did_you_mean
@@ -46,19 +46,20 @@ def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
     """
     given = {name.replace("_", "-"): value for name, value in overrides.items()}
     values, given = _renamed({} if path is None else _read(path)), _renamed(given)
-    config = parse(kind, {**values, **given}, where=str(path), flags=given)
-    for sentence in without_effect(config, _explicit(config, values, given)):
+    config = _parsed(kind, {**values, **given}, where=str(path), flags=given)
+    flags = {name for name in kind.model_fields if name.replace("_", "-") in given}
+    keys = _explicit(config, values) - flags
+    if problems := _contradictions(config) + of_unused_components(config, flags, keys):
+        raise UsageError(*problems)
+    for sentence in without_effect(config, flags, keys):
         logger.warning(sentence)
     return config
 
 
-def _explicit(config: Settings, values: Container[str], flags: Container[str]) -> set[str]:
-    """The fields that the user has set. A file may also hold defaults: a run's own text holds them all."""
+def _explicit(config: Settings, values: Container[str]) -> set[str]:
+    """The fields that a file sets to other values than the usual ones: a run's own text holds all defaults."""
     usual = {name: field.default for name, field in type(config).model_fields.items()} | recommended(config.__dict__)
-    named = {name: name.replace("_", "-") for name in usual}
-    return {
-        name for name, key in named.items() if key in flags or (key in values and getattr(config, name) != usual[name])
-    }  # fmt: skip
+    return {name for name in usual if name.replace("_", "-") in values and getattr(config, name) != usual[name]}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -92,6 +93,14 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
     Raises:
         UsageError: see `load`.
     """
+    config = _parsed(kind, values, where=where, flags=flags)
+    if problems := _contradictions(config):
+        raise UsageError(*problems)
+    return config
+
+
+def _parsed(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Container[str]) -> S:
+    """Validate each value by itself."""
     values = _renamed(values)
     known = [field.alias or name for name, field in kind.model_fields.items()]
     problems = [
@@ -116,11 +125,7 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
                 written = f"--{key} {values[key]}" if key in said else f"{_as_toml(key, values[key])} in {where}"
                 problems.append(f"{written}: {_what_is_wrong(detail)}")
     if not problems:
-        config, flagged = read
-        config = _merged(config, flagged)
-        problems += _contradictions(config)
-        if not problems:
-            return config
+        return _merged(*read)
     raise UsageError(*problems)
 
 
@@ -291,6 +296,4 @@ def _contradictions(config: Settings) -> list[str]:
         problems.append("--best-metric accuracy needs validation photos: set --val-fraction above 0")
     if (config.attack == "none") != (config.attackers == 0):
         problems.append("--attack and --attackers go together: what is done, and how many stores do it")
-    if config.attack_factor is not None and config.attack not in ("sign-flip", "scale"):
-        problems.append("--attack-factor is for --attack sign-flip and scale only")
     return problems

@@ -2,6 +2,9 @@
 
 What a setting needs is declared beside it: a component's setting needs the component, `Setting.only_with` names other
 settings, and an algorithm's `ignores` names those that it does not use.
+
+A setting of a component that the run does not use is an error. Where others leave a setting without effect, for example
+by too few rounds, it is a warning.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -11,23 +14,58 @@ from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig, Settings
 from fedshelf.core.settings import load, settings_of
+from fedshelf.core.text import alternatives, counted
 from fedshelf.models.registry import is_own
+from fedshelf.scheduling.cohort import size
 
 
-def without_effect(config: Settings, given: Collection[str]) -> list[str]:
-    """Describe the settings that have no effect.
+def of_unused_components(config: Settings, flags: Collection[str], keys: Collection[str] = ()) -> list[str]:
+    """Describe the settings of components that the run does not use.
+
+    A key of a file is not one of them if a flag has chosen the component: one file serves several algorithms.
 
     Args:
         config: the settings.
-        given: the fields that were given: neither defaults nor implied by others.
+        flags: the fields that were given as flags.
+        keys: the fields that were given in a file, neither with their defaults nor with what others imply.
 
     Returns:
         One sentence for each reason: the flags, why they have no effect, and what to do.
     """
-    given = {name for name in given if getattr(config, name) not in (None, False, "none")}  # which turn something off
+    if not isinstance(config, RunConfig):
+        return []
+    found = _of_other_components(config, _turned_on(config, {*flags, *keys}))
+    refused = {name: why for name, (chooser, why) in found.items() if name in flags or chooser not in flags}
+    return _sentences(config, refused)
+
+
+def without_effect(config: Settings, flags: Collection[str], keys: Collection[str] = ()) -> list[str]:
+    """Describe the other settings that have no effect; see `of_unused_components`."""
+    given = _turned_on(config, {*flags, *keys})
     found = dict(_without_another(config, given))
-    if isinstance(config, RunConfig):
-        found |= _of_other_components(config, given) | _ignored(config, given) | _unreached(config, given)
+    if not isinstance(config, RunConfig):
+        return _sentences(config, found)
+    others = _of_other_components(config, given).items()
+    found |= {name: why for name, (chooser, why) in others if name not in flags and chooser in flags}
+    return _sentences(config, found | _ignored(config, given) | _unreached(config, given)) + _on_random_weights(config)
+
+
+def without_effect_on(config: RunConfig, num_stores: int) -> list[str]:
+    """Describe the settings that have no effect with so few stores; see `of_unused_components`."""
+    if config.fraction == 1 or size(num_stores, fraction=config.fraction) < num_stores:
+        return []
+    return _sentences(config, {
+        "fraction": f"with {counted(num_stores, 'store')}: all take part in each round. Use a smaller number, or add "
+        "stores"
+    })  # fmt: skip
+
+
+def _turned_on(config: Settings, given: Collection[str]) -> set[str]:
+    """The given fields but those that turn something off."""
+    return {name for name in given if getattr(config, name) not in (None, False, "none")}
+
+
+def _sentences(config: Settings, found: Mapping[str, str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name in type(config).flags():
         if name in found:
@@ -35,7 +73,7 @@ def without_effect(config: Settings, given: Collection[str]) -> list[str]:
     return [
         f"{_joined(flags)} {'has' if len(flags) == 1 else 'have'} no effect {reason}, or leave {_joined(flags)} out"
         for reason, flags in reasons.items()
-    ] + (_on_random_weights(config) if isinstance(config, RunConfig) else [])
+    ]
 
 
 def _without_another(config: Settings, given: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -48,26 +86,26 @@ def _without_another(config: Settings, given: Collection[str]) -> Iterator[tuple
         if not values and not value:
             yield name, f"without {_flag(other)}. Add that"
         elif values and value not in values:
-            yield name, f"with {_flag(other)} {value}. Use {_flag(other)} {' or '.join(values)}"
+            yield name, f"with {_flag(other)} {value}. Use {_flag(other)} {alternatives(values)}"
 
 
-def _of_other_components(config: RunConfig, given: Collection[str]) -> dict[str, str]:
-    """Find settings of components that the run does not use."""
+def _of_other_components(config: RunConfig, given: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Find settings of components that the run does not use: the field that chooses those, and why."""
     used = {key for family in FAMILIES for key in _keys(FAMILIES[family][getattr(config, family)])}
     used |= {key for registry in OPTIONAL.values() for line in registry.values() for key in _keys(line)}
     if config.warm_start != "none" or config.refit_head:
         used |= _keys(ALGORITHMS["ridge"])
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for family, registry in FAMILIES.items():
         chosen = getattr(config, family)
         for key in {key for line in registry.values() for key in _keys(line)} & {*given} - used:
             names = [name for name, line in registry.items() if key in _keys(line)]
-            found[key] = f"with {_flag(family)} {chosen}. Use {_flag(family)} {' or '.join(names)}"
+            found[key] = family, f"with {_flag(family)} {chosen}. Use {_flag(family)} {alternatives(names)}"
     for registry in OPTIONAL.values():
         for line in registry.values():
             switch, *others = (setting.key for setting in settings_of(load(line)).values())
             if not getattr(config, switch):
-                found |= {key: f"without {_flag(switch)}. Add that" for key in others if key in given}
+                found |= {key: (switch, f"without {_flag(switch)}. Add that") for key in others if key in given}
     return found
 
 

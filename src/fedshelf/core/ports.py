@@ -118,7 +118,8 @@ class Transport(Protocol):
 class Clock(Protocol):
     """Time in seconds; monotonic, from an arbitrary start."""
 
-    def now(self) -> float: ...
+    def now(self) -> float:
+        """The current time in seconds."""
 
 
 class VirtualClock(Clock, Protocol):
@@ -156,9 +157,11 @@ class Checkpoints(Protocol):
     def save(self, state: ServerState, *, is_best: bool, alone: bool = False) -> None:
         """Save the state; if `alone`, delete all earlier ones."""
 
-    def load_open_round(self) -> OpenRound | None: ...
+    def load_open_round(self) -> OpenRound | None:
+        """What was saved about the round that is not finished; None if there is no such round."""
 
-    def save_open_round(self, open_round: OpenRound) -> None: ...
+    def save_open_round(self, open_round: OpenRound) -> None:
+        """Save what a restarted server needs to finish the round."""
 
     def forget_noise_key(self) -> None:
         """Forget the key of the open round's noise, and nothing else of it."""
@@ -227,4 +230,5 @@ class IdentityKey(Protocol):
 class MetricSink(Protocol):
     """Records events."""
 
-    def emit(self, event: Event) -> None: ...
+    def emit(self, event: Event) -> None:
+        """Record an event."""

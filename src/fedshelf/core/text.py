@@ -82,6 +82,12 @@ def first_few(items: Iterable[str]) -> str:
     return ", ".join(map(printable, items[:_NAMED])) + more
 
 
+def alternatives(names: Sequence[str]) -> str:
+    """The names to choose from: `a`, `a or b`, `a, b, or c`."""
+    *first, last = names
+    return f"{', '.join(first)}{',' * (len(first) > 1)} or {last}" if first else last
+
+
 def at_lines(lines: Sequence[int]) -> str:
     """Where a table has a problem: `lines 3, 4, 9, 12, 20 and 7 more`."""
     more = f" and {len(lines) - _NAMED:,} more" if len(lines) > _NAMED else ""

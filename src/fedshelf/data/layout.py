@@ -4,8 +4,10 @@ Certain mistakes raise a `DataError`; likely ones are returned as sentences, for
 training.
 """
 
+import logging
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from fedshelf.core.errors import DataError, UsageError
@@ -13,6 +15,8 @@ from fedshelf.core.text import from_filesystem, some
 from fedshelf.data.class_names import ALIKE, nested_stores, similar_names
 from fedshelf.data.filesystem import folder_problem, reading
 from fedshelf.data.photo_files import PHOTO_DATES, Listing, subfolders
+
+logger = logging.getLogger(__name__)
 
 _SPLIT_NAMES = frozenset(
     (
@@ -67,8 +71,8 @@ def store_folders(root: Path) -> dict[str, Path]:
     folders = {from_filesystem(path.name): path for path in subfolders(root)}
     if not folders:
         raise DataError(
-            f"--data-dir '{root}' holds no folder: simulate wants one folder of photos per store "
-            "('fedshelf data partition PHOTOS --out STORES' makes them)"
+            f"--data-dir '{root}' contains no folders: it must have one folder of photos per store "
+            "('fedshelf data partition PHOTOS --out STORES' creates them)"
         )
     held_out = [name for name in folders if _plain(name) in _SPLIT_NAMES]
     if held_out and len(folders) > 1:
@@ -80,10 +84,23 @@ def store_folders(root: Path) -> dict[str, Path]:
         products = [name for name, path in folders.items() if any(path.iterdir()) and not any(subfolders(path))]
     if 2 * len(products) > len(folders):
         raise DataError(
-            f"--data-dir '{root}' is one store's folder: {some(products)} hold no product folders. simulate wants a "
-            f"folder of stores: deal this one first, with: fedshelf data partition '{root}' --out stores"
+            f"--data-dir '{root}' looks like one store's folder, not like a folder of stores: {some(products)} "
+            f"{'has' if len(products) == 1 else 'have'} no folders of products inside. To split it into stores: fedshelf "
+            f"data partition '{root}' --out stores"
         )
+    with reading(f"'{root}'"):
+        _warn_of_product_groups(root, folders)
     return folders
+
+
+def _warn_of_product_groups(root: Path, folders: Mapping[str, Path]) -> None:
+    """Warn if no product is in two stores: the folders may be groups of one store's products, such as Fruit."""
+    inside = Counter(name for path in folders.values() for name in {folder.name for folder in subfolders(path)})
+    if len(folders) > 1 and len(inside) > len(folders) and max(inside.values()) == 1:
+        logger.warning(
+            "--data-dir '%s': no product is in two of its folders (%s). If these are groups of one store's products, "
+            "split them into stores first: fedshelf data partition '%s' --out stores", root, some(folders), root,
+        )  # fmt: skip
 
 
 def _held_out(root: Path, paths: Sequence[str]) -> list[str]:

@@ -59,6 +59,7 @@ def tensor_chunks(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Ite
 
 
 def dump_header(entries: Mapping[str, Any]) -> bytes:
+    """The header of a tensor file as compact JSON, which its checksum covers."""
     return json.dumps(entries, separators=(",", ":")).encode()
 
 

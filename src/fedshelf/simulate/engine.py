@@ -1,5 +1,6 @@
 """Runs a whole federation on this machine: the rounds' own code with simulated clients."""
 
+import logging
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from fedshelf.app.server import Evaluate, make_server
 from fedshelf.app.setup import masking_terms
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
+from fedshelf.config.without_effect import without_effect_on
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
@@ -46,6 +48,8 @@ from fedshelf.training.trainer import total
 
 if TYPE_CHECKING:
     from fedshelf.simulate.ray_pool import RayPool  # Ray is an optional dependency
+
+logger = logging.getLogger(__name__)
 
 
 def simulate(
@@ -156,6 +160,8 @@ def simulate_stores(
                 f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
             )
     _check_sums(config, names)
+    for sentence in without_effect_on(config, len(names)):
+        logger.warning(sentence)
     joins = [join_of(stores, name) for name in names]  # an unusable folder fails here, before the run is created
     durations = durations_of(config, names)
     config = config.model_copy(

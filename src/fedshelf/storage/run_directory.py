@@ -50,14 +50,17 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
+        """The run's configuration, as it was created with (TOML)."""
         return self.path / _CONFIG
 
     @property
     def database(self) -> Path:
+        """What happened in each round (SQLite)."""
         return self.path / "run.db"
 
     @property
     def checkpoints(self) -> Path:
+        """The server's state after recent rounds."""
         return self.path / "checkpoints"
 
     @property
@@ -67,6 +70,7 @@ class RunDirectory:
 
     @property
     def spool(self) -> Path:
+        """Uploads of the open round."""
         return self.path / "spool"
 
     @property
@@ -86,10 +90,12 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
+        """The newest model, as published."""
         return self.path / "model"
 
     @property
     def best_model(self) -> Path:
+        """The model of the best round."""
         return self.model / "best"
 
     @property
@@ -104,6 +110,7 @@ class RunDirectory:
 
     @property
     def catalogue(self) -> Path:
+        """The products by index."""
         return self.path / "catalogue.json"
 
     @property

@@ -33,7 +33,10 @@ MISSING, EMPTY = (
     for what in ("missing", "empty")
 )
 LOST = (MISSING, EMPTY)
-UNEXPLAINED = "its process ended without recording why: look at what it printed last, and at the system's log"
+UNEXPLAINED = (
+    "its process ended without recording why: it was killed, the machine went down, or the disk was full. Look at what it "
+    "printed last, and at the system's log"
+)
 _CLIENT_KEYS = ("client", "status", "reason", "num_examples", "accuracy", "staleness", "batch_size", "client_lr")
 
 _T = TypeVar("_T")

@@ -172,7 +172,7 @@ def test_what_fails_is_exit_code_1_with_a_reason(stores: Path, capsys: pytest.Ca
     Path("empty").mkdir()
     code, _, error = fedshelf(capsys, "simulate", "--data-dir", "empty")
     assert code == 1
-    assert "holds no folder" in error
+    assert "contains no folders" in error
 
 
 def test_a_start_that_is_refused_leaves_no_run_behind(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,6 @@ def test_a_buffer_of_more_than_one_upload_is_none_of_fedasyncs(size: int) -> Non
         {"algorithm": "fedasync"},
         {"algorithm": "fedasync", "buffer_size": 1},
         {"algorithm": "fedbuff", "buffer_size": 9},
-        {"algorithm": "fedavg", "buffer_size": 9},  # what another algorithm is told hurts nobody
     ],
 )
 def test_other_buffers_are_as_good_as_none_given(values: dict[str, Any]) -> None:

@@ -251,7 +251,7 @@ def test_local_values_decide_nothing_and_all_others_do() -> None:
     assert {name for name in own if RunConfig.flags()[name].scope is Scope.LOCAL} == set(local)
     assert files.effective(files.load(RunConfig, None, local)) == base
     for name, value in {"rounds": 31, "seed": 1, "client_lr": 0.06, "quorum": 2, "threads": 2, "mu": 0.2}.items():
-        assert files.effective(files.load(RunConfig, None, {name: value})) != base, name
+        assert files.effective(RunConfig(**{name: value})) != base, name
 
 
 def test_clients_are_sent_no_paths_and_no_addresses() -> None:

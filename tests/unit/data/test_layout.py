@@ -166,13 +166,15 @@ def test_photos_to_test_on_are_not_simulated_as_a_store(tmp_path: Path, name: st
 
 def test_one_store_is_not_simulated_as_many(tmp_path: Path) -> None:
     write_pack(tmp_path, {"Banana": 2, "Kiwi": 2})
-    with pytest.raises(DataError, match=r"is one store's folder: 'Banana', 'Kiwi' hold no product.*data partition"):
+    with pytest.raises(
+        DataError, match=r"looks like one store's folder, .*: 'Banana', 'Kiwi' have no folders of .*data partition"
+    ):
         store_folders(tmp_path)
 
 
 def test_one_store_with_a_folder_inside_a_product_is_not_simulated_as_many_either(tmp_path: Path) -> None:
     write_pack(tmp_path, {"Banana": 2, "Kiwi": 2, "Tea": 2, "Tea/old": 1})
-    with pytest.raises(DataError, match=r"is one store's folder: 'Banana', 'Kiwi' hold no product"):
+    with pytest.raises(DataError, match=r"looks like one store's folder, .*: 'Banana', 'Kiwi' have no folders of"):
         store_folders(tmp_path)
 
 
@@ -180,5 +182,5 @@ def test_a_place_without_stores_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         store_folders(tmp_path / "x")
     (tmp_path / "x").mkdir()
-    with pytest.raises(DataError, match="holds no folder"):
+    with pytest.raises(DataError, match="contains no folders"):
         store_folders(tmp_path / "x")

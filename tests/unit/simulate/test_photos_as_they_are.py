@@ -127,7 +127,7 @@ def test_accuracies_that_tell_little_are_known_to_those_who_show_them() -> None:
         ({"test_dir": Path("empty")}, DataError, "no photo in a class folder"),
         ({"catalogue": Path("twice.txt")}, DataError, "'apple' is there twice"),
         ({"aliases": Path("twice.txt")}, DataError, "must be alias,class"),
-        ({"data_dir": Path("stores/a")}, DataError, "is one store's folder"),
+        ({"data_dir": Path("stores/a")}, DataError, "looks like one store's folder"),
         ({"data_dir": Path("pack")}, DataError, "holds 'test', 'train' next to other folders"),
         ({"data_dir": Path("chain")}, DataError, "looks like a folder of stores"),
     ],

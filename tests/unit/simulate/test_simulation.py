@@ -275,7 +275,7 @@ def test_missing_stores_are_clear_errors(home: Path) -> None:
     with pytest.raises(UsageError, match=r"--data-dir .*stores: no such folder"):
         simulate(config())
     Path("stores").mkdir()
-    with pytest.raises(DataError, match="holds no folder"):
+    with pytest.raises(DataError, match="contains no folders"):
         simulate(config())
     write_photo(Path("stores/a/x.png"))
     write_photo(Path("stores/b/apple/x.png"))
