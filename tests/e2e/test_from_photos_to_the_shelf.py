@@ -43,9 +43,10 @@ def test_the_whole_way_of_the_page_works_from_the_first_command_to_the_last(
     background: list[Process] = []
     answers: list[dict[str, object]] = []
     said = ""
-    for command in commands():
-        for published, free in ports.items():
-            command = command.replace(f":{published}", f":{free}").replace(f"--port {published}", f"--port {free}")
+    for published in commands():
+        command = published
+        for port, free in ports.items():
+            command = command.replace(f":{port}", f":{free}").replace(f"--port {port}", f"--port {free}")
         words = shlex.split(command.removesuffix("&"))
         if words[0] == "curl":
             answers.append(ask(words))
