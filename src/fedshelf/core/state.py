@@ -171,11 +171,13 @@ class ClientState:
         algorithm: the algorithm's state, such as control variates.
         personalization: the store's own tensors.
         pipeline: by stage of the upload pipeline, what it carries over to the next upload.
+        num_classes: the classes of the model that it belongs to; 0 if it does not say.
     """
 
     algorithm: Mapping[str, Tensor] = field(default_factory=dict)
     personalization: Mapping[str, Tensor] = field(default_factory=dict)
     pipeline: Mapping[str, Tensor] = field(default_factory=dict)
+    num_classes: int = 0
 
     @property
     def is_empty(self) -> bool:
