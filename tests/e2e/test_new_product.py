@@ -1,0 +1,87 @@
+"""A product is added while a server and its clients run: nothing is lost, and whoever is killed agrees afterwards."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.processes import CLASSES, Site, draw_photos, statuses
+
+pytestmark = pytest.mark.e2e
+
+NEW = "elder"
+COUNTED = {"store-1": "counted", "store-2": "counted"}
+
+
+@pytest.fixture
+def known(pair: Site) -> tuple[str, ...]:
+    """Arguments of a server that knows four products, of which store-1 has a fifth."""
+    stores = pair.root / "stores"
+    shutil.copytree(pair.stores, stores)
+    pair.stores = stores
+    draw_photos(stores / "store-1" / NEW, 2, count=8, seed=500)
+    (pair.root / "products.txt").write_text("\n".join(CLASSES))
+    return ("--catalogue", str(pair.root / "products.txt"), "--val-fraction", "0")
+
+
+def examples(run: Path, site: Site, client: str) -> list[int]:
+    return [c["num_examples"] for r in site.show(run)["rounds"] for c in r["clients"] if c["client"] == client]
+
+
+def labels(run: Path) -> list[str]:
+    found: list[str] = json.loads((run / "model/labels.json").read_text())
+    return found
+
+
+def add(site: Site, *arguments: str) -> str:
+    process = site.fedshelf("catalogue", "add", str(site.only_run()), *arguments)
+    assert process.end() == 0, process.text()
+    return "\n".join(event["text"] for event in process.events)
+
+
+def test_stores_that_have_photos_of_it_train_on_them_from_the_next_round_on(pair: Site, known: tuple[str, ...]) -> None:
+    recipe = (*known, "--rounds", "4", "--algorithm", "scaffold", "--codec-up", "topk:0.5", "--codec-down", "int8")
+    server = pair.server(*recipe, min_clients=2)
+    first, second = pair.held_client("store-1", "hold@2"), pair.client("store-2")
+    first.wait_for("held", round=2)
+    assert "from its next round on" in add(pair, NEW, "apple")
+    alias = pair.fedshelf("catalogue", "alias", str(pair.only_run()), "SKU-7=elder")
+    assert alias.end() == 0, alias.text()
+    pair.release(2)
+    assert [process.end() for process in (server, first, second)] == [0, 0, 0], server.text()
+    assert server.wait_for("catalogue_changed", round=2)["added"] == [NEW]
+    run = pair.only_run()
+    assert [statuses(pair.show(run), number) for number in (1, 2, 3, 4)] == [COUNTED] * 4
+    assert examples(run, pair, "store-1") == [24, 24, 32, 32]
+    assert examples(run, pair, "store-2") == [24] * 4
+    assert labels(run) == [*CLASSES, NEW]
+    sizes = {len(tensor) for name, tensor in load_file(run / "model/model.safetensors").items() if name.startswith("head")}
+    assert sizes == {5}
+
+
+def test_killed_servers_and_clients_agree_on_the_grown_catalogue(pair: Site, known: tuple[str, ...]) -> None:
+    recipe = (*known, "--rounds", "4", "--algorithm", "scaffold", "--codec-up", "topk:0.5")
+    server = pair.server(*recipe, min_clients=2)
+    first, second = pair.held_client("store-1", "hold@2", "hold@3"), pair.client("store-2")
+    first.wait_for("held", round=2)
+    server.wait_for("upload_received", round=2, client="store-2")  # a reply of the former model is spooled
+    add(pair, NEW)
+    server.kill()
+    server = pair.server(*recipe, min_clients=2)  # has grown what it saved, and commits nothing before it is killed
+    server.wait_for("client_joined", client="store-2", num_left_out=0)
+    server.kill()
+    second.kill()
+    pair.release(2)
+    server, second = pair.server(*recipe, min_clients=2), pair.client("store-2")
+    server.wait_for("round_finished", round=2)
+    first.wait_for("held", round=3)
+    server.kill()  # after its first commit with the new product
+    pair.release(3)
+    server = pair.server(*recipe, min_clients=2)
+    assert [process.end() for process in (server, first, second)] == [0, 0, 0], server.text()
+    run = pair.only_run()
+    assert [statuses(pair.show(run), number) for number in (1, 2, 3, 4)] == [COUNTED] * 4
+    assert examples(run, pair, "store-1") == [24, 32, 32, 32]
+    assert labels(run) == [*CLASSES, NEW]
