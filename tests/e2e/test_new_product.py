@@ -72,7 +72,9 @@ def test_stores_that_have_photos_of_it_train_on_them_from_the_next_round_on(pair
     assert examples(run, pair, "store-1") == [24, 24, 35, 35]
     assert examples(run, pair, "store-2") == [24] * 4
     assert labels(run) == [*CLASSES, NEW, "fig"]
-    sizes = {len(tensor) for name, tensor in load_file(run / "model/model.safetensors").items() if name.startswith("head")}
+    sizes = {
+        len(tensor) for name, tensor in load_file(run / "model/model.safetensors").items() if name.startswith("head")
+    }
     assert sizes == {6}
     assert "does not train on 3 photos of 'Fig' in the inbox" in first.text()
     assert "trains on 3 photos of 'fig' from the inbox" in first.text()

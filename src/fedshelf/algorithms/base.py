@@ -15,9 +15,9 @@ from fedshelf.core.settings import Scope, Setting
 if TYPE_CHECKING:  # re-exported for type checkers
     from torch import Tensor as Tensor
 
+    from fedshelf.core.growth import Growth as Growth
     from fedshelf.core.messages import Broadcast as Broadcast
     from fedshelf.core.messages import CandidateScore as CandidateScore
-    from fedshelf.core.growth import Growth as Growth
     from fedshelf.core.messages import Upload as Upload
     from fedshelf.core.params import Layout as Layout
     from fedshelf.core.state import ClientState as ClientState

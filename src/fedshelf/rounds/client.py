@@ -270,8 +270,9 @@ class Client:
             return self._compared
         told = Comparison(key=broadcast.key, best=None, accuracies={}, on_test=False, num_validation=None)
         try:
+            state = work.grown(self._states.commit_or_rollback(broadcast))
             told = compare(
-                broadcast, work.grown(self._states.commit_or_rollback(broadcast)), trainer=work.local_trainer or work.trainer,
+                broadcast, state, trainer=work.local_trainer or work.trainer,
                 personalization=work.personalization, model_selection=work.model_selection,
             )  # fmt: skip
         except FedShelfError as error:

@@ -11,7 +11,15 @@ from torch import Tensor
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
-from fedshelf.core.events import CatalogueChanged, ClientStatus, Participation, RoundFinished, RunEnded, RunStarted, RunStatus
+from fedshelf.core.events import (
+    CatalogueChanged,
+    ClientStatus,
+    Participation,
+    RoundFinished,
+    RunEnded,
+    RunStarted,
+    RunStatus,
+)
 from fedshelf.core.messages import RUN_FINISHED, ClassFolder, Evaluation
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.core.text import counted, printable

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from fedshelf.core.events import (
-    CatalogueChanged,
     NOT_TOLD,
+    CatalogueChanged,
     ClientExcluded,
     ClientJoined,
     ClientLeft,

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds.server import Server
 from fedshelf.storage.run_directory import RunDirectory
 from tests.fakes import Answer
-from tests.worlds import CLASSES, World, linear
+from tests.worlds import CLASSES, World
 
 NAMES = (*CLASSES, "kiwi")
 ALIASED = Catalogue(CLASSES, (("apple", "pomme"), ("milk",), ("tea",)))
