@@ -72,6 +72,7 @@ def test_stores_that_have_photos_of_it_train_on_them_from_the_next_round_on(pair
     assert examples(run, pair, "store-1") == [24, 24, 35, 35]
     assert examples(run, pair, "store-2") == [24] * 4
     assert labels(run) == [*CLASSES, NEW, "fig"]
+    assert pair.show(run)["num_classes"] == 6
     sizes = {
         len(tensor) for name, tensor in load_file(run / "model/model.safetensors").items() if name.startswith("head")
     }

@@ -105,6 +105,7 @@ def alias(
 def _report(directory: "RunDirectory", before: "Catalogue", *, as_json: bool) -> None:
     """Say what has changed, and when it is used."""
     from fedshelf.data.catalogue import Catalogue
+    from fedshelf.storage.run_directory import differences
 
     after = Catalogue.load(directory.catalogue)
     added = after.names[len(before) :]
@@ -117,5 +118,7 @@ def _report(directory: "RunDirectory", before: "Catalogue", *, as_json: bool) ->
         echo(f"The catalogue of run {directory.run_id} has all of that already.")
         return
     what = [counted(len(added), "product")] * bool(added) + [counted(named, "other name")] * bool(named)
-    when = "from its next round on" if directory.owner() is not None else "when it resumes"
+    simulated = any(found.key == "data-dir" for found in differences("", directory.config_toml))
+    running = directory.owner() is not None and not simulated
+    when = "from its next round on" if running else "when it resumes"
     echo(f"Added {' and '.join(what)} to run {directory.run_id}, which uses them {when}.")

@@ -129,12 +129,14 @@ class CatalogueChanged:
     Attributes:
         round: the last round before.
         num_classes: number of products now.
+        num_parameters: number of trainable values of the model now.
         catalogue_digest: digest of the catalogue.
         added: the new products.
     """
 
     round: int
     num_classes: int
+    num_parameters: int
     catalogue_digest: str
     added: tuple[str, ...] = ()
 

@@ -257,7 +257,11 @@ class Server:
             model, algorithm, downloads = context.model, context.algorithm, context.downloads
         ports.sink.emit(
             CatalogueChanged(
-                round=state.round, num_classes=len(catalogue), catalogue_digest=catalogue.digest, added=added
+                round=state.round,
+                num_classes=len(catalogue),
+                num_parameters=model.layout.num_parameters,
+                catalogue_digest=catalogue.digest,
+                added=added,
             )
         )
         context = Context(

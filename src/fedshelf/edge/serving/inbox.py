@@ -1,4 +1,4 @@
-"""The inbox of a store's corrections, as its client sees it: photos wait there for the catalogue to have their product."""
+"""The inbox of a store's corrections, as its client sees it: photos wait for the catalogue to have their product."""
 
 import logging
 from collections import Counter
