@@ -40,7 +40,7 @@ class RunCatalogue:
         self.used = Catalogue.load(self._path) if self._path.exists() else None
 
     def keep(self, catalogue: Catalogue) -> None:
-        """Save the catalogue of a new run. That of a resumed one stays as it is: somebody may just change it.
+        """Use a catalogue, and save that of a new run. The file of a resumed one stays as it is: it may have grown.
 
         Raises:
             RunError: the file cannot be written.

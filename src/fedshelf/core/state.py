@@ -150,6 +150,8 @@ class OpenRound:
         noise_key: secret key of the noise that is added to the sum; None without.
         masking: the public record of the masks, once it is fixed whose uploads are added up; "" before, and without.
         encryption: the public record of homomorphic encryption (`rounds.key_exchange`); "" without.
+        classes: digest of the class names of the model that the round trains; "" if it was opened by a version that
+            did not say.
     """
 
     key: TaskKey
@@ -161,6 +163,7 @@ class OpenRound:
     noise_key: bytes | None = field(default=None, repr=False)
     masking: str = ""
     encryption: str = ""
+    classes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -61,12 +61,20 @@ def grown_server(
     )  # fmt: skip
 
 
-def after_growth(opened: OpenRound | None) -> OpenRound | None:
-    """A round that was open when the catalogue grew, as another attempt: replies to the former one are of the former
-    model, and a client that repeats one would send those bytes."""
-    if opened is None:
-        return None
-    return replace(opened, key=replace(opened.key, attempt=opened.key.attempt + 1), masking="")
+def in_open_round(catalogue: Catalogue, opened: OpenRound | None, *, next_round: int) -> Catalogue:
+    """The catalogue that a resumed server begins with: that of the round that is open, which ends as it began.
+
+    Clients have replied to it with updates of that model, and train no other one in the same round.
+
+    Args:
+        catalogue: the run's catalogue, which may have grown since.
+        opened: the round that a previous server process had opened.
+        next_round: the number of the round after the newest saved state.
+    """
+    if opened is None or opened.key.round != next_round:
+        return catalogue
+    number = catalogue.num_first(opened.classes)
+    return catalogue if number is None else catalogue.first(number)
 
 
 def grown_client(

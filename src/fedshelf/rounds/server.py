@@ -27,7 +27,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.class_names import federation_doubts
 from fedshelf.rounds.asynchronous.buffered import BufferedRounds
 from fedshelf.rounds.dispatch import Inbox, StopRequested
-from fedshelf.rounds.growth import after_growth, grown_server
+from fedshelf.rounds.growth import grown_server, in_open_round
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
@@ -136,6 +136,8 @@ class Server:
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
         catalogue = plan.catalogue or self._gather_catalogue()
+        next_round = plan.first_round if state is None else state.round + 1
+        catalogue = in_open_round(catalogue, opened, next_round=next_round)
         self._keep_catalogue(catalogue)  # also a given one: its file may be edited during the run
         model = self._build_model(catalogue)
         algorithm = self._algorithm.for_model(model.layout, model.head)
@@ -146,7 +148,7 @@ class Server:
                 round=plan.first_round - 1, model=ModelState(params=model.initial), classes=catalogue.names_digest
             )
         elif (grown := grown_server(state, catalogue, model, algorithm, run_id=plan.run_id)) is not state:
-            state, opened = grown, after_growth(opened)
+            state = grown
         elif state.model.params.numel() != model.layout.num_shared:
             raise RunError(
                 f"the checkpoint holds {state.model.params.numel():,} values, the model {model.layout.num_shared:,}: "

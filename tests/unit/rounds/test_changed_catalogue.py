@@ -11,9 +11,11 @@ from fedshelf.app.run_catalogue import RunCatalogue, add_aliases, add_products
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import CatalogueChanged, ClientRefused, RunStatus
-from fedshelf.core.messages import Ready, ServerMessage, Setup
+from fedshelf.core.messages import Ready, ServerMessage, Setup, TaskKey
 from fedshelf.core.ports import Reply
+from fedshelf.core.state import OpenRound
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.rounds.growth import in_open_round
 from fedshelf.rounds.server import Server
 from fedshelf.storage.run_directory import RunDirectory
 from tests.fakes import Answer
@@ -72,6 +74,18 @@ def test_a_client_that_still_answers_the_setup_before_is_not_sent_away() -> None
     assert len(former) == 2
     assert world.sink.of(ClientRefused) == []
     assert [len(record.clients) for record in world.finished] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("round", "classes", "number"),
+    [(4, ALIASED.names_digest, 3), (3, ALIASED.names_digest, 4), (4, "", 4), (4, "of other products", 4)],
+    ids=["open", "of an earlier round", "of an earlier version", "of another catalogue"],
+)
+def test_an_open_round_ends_with_the_products_that_it_began_with(round: int, classes: str, number: int) -> None:
+    grown = Catalogue(NAMES, tuple((name,) for name in NAMES))
+    opened = OpenRound(key=TaskKey(run_id="r", round=round, attempt=0), cohort=("a",), classes=classes)
+    assert len(in_open_round(grown, opened, next_round=4)) == number
+    assert in_open_round(grown, None, next_round=4) == grown
 
 
 @pytest.fixture
