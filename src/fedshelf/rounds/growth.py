@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 def grown_server(
-    state: ServerState, catalogue: Catalogue, model: GlobalModel, algorithm: Algorithm, *, run_id: str
+    state: ServerState, catalogue: Catalogue, model: GlobalModel, algorithm: Algorithm, *, run_id: str,
+    is_gathered: bool = False,
 ) -> ServerState:  # fmt: skip
     """The server's state under a catalogue that may have grown since it was saved.
 
@@ -38,6 +39,8 @@ def grown_server(
         model: the model for it.
         algorithm: the run's algorithm, for that model.
         run_id: the run, for errors.
+        is_gathered: whether the catalogue was made anew of what stores have, so that more products are no growth that
+            somebody decided on.
 
     Returns:
         The state itself, if the catalogue has the same products.
@@ -49,7 +52,7 @@ def grown_server(
     if state.classes in ("", catalogue.names_digest):
         return state
     before = catalogue.num_first(state.classes)
-    if before is None:
+    if before is None or is_gathered:
         raise RunError(
             f"the catalogue of run {run_id} has changed since round {state.round}: its model would take one "
             "product for another. Restore catalogue.json in the run's folder (labels.json in its model folder has "

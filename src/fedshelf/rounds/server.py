@@ -147,9 +147,11 @@ class Server:
             state = ServerState(
                 round=plan.first_round - 1, model=ModelState(params=model.initial), classes=catalogue.names_digest
             )
-        elif (grown := grown_server(state, catalogue, model, algorithm, run_id=plan.run_id)) is not state:
-            state = grown
-        elif state.model.params.numel() != model.layout.num_shared:
+        else:
+            state = grown_server(
+                state, catalogue, model, algorithm, run_id=plan.run_id, is_gathered=plan.catalogue is None
+            )  # fmt: skip
+        if state.model.params.numel() != model.layout.num_shared:
             raise RunError(
                 f"the checkpoint holds {state.model.params.numel():,} values, the model {model.layout.num_shared:,}: "
                 "the run directory belongs to another configuration or version of FedShelf"
