@@ -249,7 +249,7 @@ class Client:
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout
         )  # fmt: skip
-        self._states.stage(broadcast.key, sealed, replace(after, num_classes=work.trainer.num_classes))
+        self._states.stage(broadcast.key, sealed, replace(after, num_classes=work.trainer.num_classes or 0))
         return sealed
 
     def load_own(self, key: TaskKey, shared: Tensor) -> None:

@@ -94,12 +94,12 @@ def grown_client(
     Returns:
         The state itself, if the catalogue has the same number of products.
     """
-    if state.num_classes in (0, trainer.num_classes):
+    bound, number = trainer.bound_model, trainer.num_classes
+    if number is None or state.num_classes in (0, number):
         return state
-    bound = trainer.bound_model
     growth = Growth(
-        layout=bound.params.layout, rows=head_names(bound.module), before=state.num_classes, after=trainer.num_classes
-    )
+        layout=bound.params.layout, rows=head_names(bound.module), before=state.num_classes, after=number
+    )  # fmt: skip
     logger.info(
         "the catalogue has grown by %s: what this store keeps for the model gets rows for them",
         counted(growth.after - growth.before, "product"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedshelf.app.run_catalogue import RunCatalogue, add_aliases, add_products
+from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import CatalogueChanged, ClientRefused, RunStatus
@@ -32,7 +33,7 @@ class Growing(World):
 
     def server(self) -> Server:
         server = super().server()
-        server._changed_catalogue = lambda: self.changes.pop(len(self.finished), None)  # type: ignore[method-assign]
+        server._changed_catalogue = lambda: self.changes.pop(len(self.finished), None)
         return server
 
 
@@ -119,7 +120,7 @@ BAD: dict[str, tuple[Callable[[Path], object], RunConfig, str]] = {
     ),
     "with noise": (
         lambda path: Catalogue(NAMES, tuple((name,) for name in NAMES)).save(path),
-        RunConfig(dp="client", clip_norm=1.0, noise_multiplier=1.0), "--dp client",
+        files.load(RunConfig, None, {"dp": "client", "clip_norm": 1.0, "noise_multiplier": 1.0}), "--dp client",
     ),
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ from tests.unit.data.samples import write_pack
 
 pytestmark = pytest.mark.usefixtures("home")
 KNOWN, NEW, STORES = ("apple", "bread", "cocoa"), "elder", ("lyon", "metz", "nice")
-RIDGE = {"algorithm": "ridge", "val_fraction": 0.25}
+RIDGE: dict[str, Any] = {"algorithm": "ridge", "val_fraction": 0.25}
 
 
 def run(folder: str = "run", *, rounds: int, extend: int = 0, **values: Any) -> RecordingSink:
