@@ -6,7 +6,7 @@ Shapes: S shared values of which the first T are trainable, b values of a coordi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 from fedshelf.core.errors import RefusedError
@@ -15,6 +15,7 @@ from fedshelf.core.settings import Scope, Setting
 if TYPE_CHECKING:  # re-exported for type checkers
     from torch import Tensor as Tensor
 
+    from fedshelf.core.growth import Growth as Growth
     from fedshelf.core.messages import Broadcast as Broadcast
     from fedshelf.core.messages import CandidateScore as CandidateScore
     from fedshelf.core.messages import Upload as Upload
@@ -64,6 +65,13 @@ def stepped(params: Tensor, aggregate: Aggregate, step: Tensor) -> Tensor:
     change = aggregate.delta.clone()
     change[: aggregate.num_trainable] = step
     return params + change
+
+
+def grown_model(state: ModelState, growth: Growth) -> ModelState:
+    """The state with its models [S] grown, and the optimizer's vectors as they are."""
+    grown = (None if model is None else growth.shared(model) for model in (state.params, state.sent, state.mean))
+    params, sent, mean = grown
+    return replace(state, params=state.params if params is None else params, sent=sent, mean=mean)
 
 
 def polynomial(staleness: int, exponent: float) -> float:
@@ -190,6 +198,15 @@ class Algorithm(Protocol):
             The state, and the values [S] of that model before the validation photos became a part of it.
         """
         raise ValueError("this algorithm has no candidates to choose among")
+
+    def grow_server(self, state: ModelState, growth: Growth) -> ModelState:
+        """The state of a model that gets new classes. What the optimizer keeps starts with zeros for new values."""
+        optimizer = {name: growth.trainable(vector) for name, vector in state.optimizer.items()}
+        return replace(grown_model(state, growth), optimizer=optimizer)
+
+    def grow_client(self, kept: Mapping[str, Tensor], growth: Growth) -> Mapping[str, Tensor]:
+        """What a client keeps for a model that gets new classes: zeros for the new values."""
+        return {name: growth.trainable(vector) for name, vector in kept.items()}
 
     def solve_alone(self, params: Tensor, trainer: Trainer) -> Tensor:
         """The values [S] of a model that the algorithm makes of one client's photos; only for algorithms of `sums`."""

@@ -25,11 +25,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Algorithm, stepped
+from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Algorithm, grown_model, stepped
 from fedshelf.core.settings import Scope, Setting
 
 if TYPE_CHECKING:
-    from fedshelf.algorithms.base import ModelState, Tensor
+    from fedshelf.algorithms.base import Growth, ModelState, Tensor
 
 MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
 
@@ -78,6 +78,11 @@ class FedOpt(Algorithm):
         step = self.server_lr * momentum / (second.sqrt() + self.tau)  # line 7
         params = stepped(state.params, aggregate, step)
         return replace(state, params=params, optimizer={MOMENTUM: momentum, SECOND_MOMENT: second})
+
+    def grow_server(self, state: ModelState, growth: Growth) -> ModelState:
+        first = {MOMENTUM: 0.0, SECOND_MOMENT: self.tau**2}  # line 1
+        optimizer = {name: growth.trainable(vector, fill=first[name]) for name, vector in state.optimizer.items()}
+        return replace(grown_model(state, growth), optimizer=optimizer)
 
 
 fedadagrad = partial(FedOpt, adagrad, beta2=0.0)

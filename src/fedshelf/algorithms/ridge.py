@@ -37,7 +37,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from fedshelf.algorithms.base import Aggregate, Algorithm, Candidates, VectorSpec
+from fedshelf.algorithms.base import Aggregate, Algorithm, Candidates, VectorSpec, grown_model
 from fedshelf.core.bounds import MAX_FLOAT
 from fedshelf.core.errors import ModelError, RefusedError, TrainingError
 from fedshelf.core.settings import Scope, Setting
@@ -49,7 +49,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fedshelf.algorithms.base import Broadcast, CandidateScore, ClientState, ModelState, Tensor, Trainer, Upload
+    from fedshelf.algorithms.base import (
+        Broadcast,
+        CandidateScore,
+        ClientState,
+        Growth,
+        ModelState,
+        Tensor,
+        Trainer,
+        Upload,
+    )
     from fedshelf.core.params import Layout
 
 LAMBDAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
@@ -243,6 +252,15 @@ class Ridge(Algorithm):
         solved = self._solved(replace(state, optimizer={**state.optimizer, CHOSEN: values}))
         return solved, self._head.put(state.params, held_out)
 
+    def grow_server(self, state: ModelState, growth: Growth) -> ModelState:
+        """The state with a column of zeros for each new class in B: what it would be with these classes from the start,
+        since photos of other classes have never been a part of A or B."""
+        state = replace(grown_model(state, growth), optimizer=_grown_sums(state.optimizer, growth, self._head))
+        return self._solved(state) if state.optimizer else state
+
+    def grow_client(self, kept: Mapping[str, Tensor], growth: Growth) -> Mapping[str, Tensor]:
+        return _grown_sums(kept, growth, self._head)
+
     def solve_alone(self, params: Tensor, trainer: Trainer) -> Tensor:
         head = self._head
         trainer.bound_model.load(params)
@@ -434,6 +452,17 @@ def _shapes(head: Head) -> dict[str, int]:
     """The sizes of all sums by name."""
     gram, moments = head.num_rows * (head.num_rows + 1) // 2, head.num_rows * head.num_classes
     return {GRAM: gram, MOMENTS: moments, HELD_OUT + GRAM: gram, HELD_OUT + MOMENTS: moments}
+
+
+def _grown_sums(kept: Mapping[str, Tensor], growth: Growth, head: Head) -> dict[str, Tensor]:
+    """Sums with columns of zeros in B for new classes; everything else is independent of their number."""
+    grown = dict(kept)
+    for name in {MOMENTS, HELD_OUT + MOMENTS} & kept.keys():
+        moments_EK = kept[name].view(head.num_rows, growth.before)
+        grown[name] = moments_EK.new_zeros(head.num_rows, growth.after)
+        grown[name][:, : growth.before] = moments_EK
+        grown[name] = grown[name].reshape(-1)
+    return grown
 
 
 def _sums(features_ND: NDArray[np.float32], labels: NDArray[np.int64], head: Head) -> dict[str, Tensor]:

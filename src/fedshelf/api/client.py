@@ -23,6 +23,7 @@ from fedshelf.deploy.client_part import Ended, EndKind
 from fedshelf.deploy.crash_reporter import CrashReporter
 from fedshelf.deploy.records import WireMessage
 from fedshelf.deploy.waiting import Availability
+from fedshelf.edge.serving.inbox import Inbox
 from fedshelf.identity.keys import PublicKey
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
@@ -117,7 +118,8 @@ def run_store(
     )  # fmt: skip
     use_model_path(config.model_path)
     store = StoreClient(
-        place, policy=policy, training=training, on_choice=lambda found, folder: say(_kept(found)), keys=keys
+        place, policy=policy, training=training, on_choice=lambda found, folder: say(_kept(found)), keys=keys,
+        before_look=Inbox(place.data_dir, say=say).look,
     )  # fmt: skip
     if policy.limits == policies.OPEN.limits:
         show("WARNING: --policy open: the server may ask for anything, a single photo's gradient too.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedshelf.api.datasets import to_pixels
 from fedshelf.app.differential_privacy import delta_of
-from fedshelf.app.model import ModuleFactory, bound_model_of, module_of
+from fedshelf.app.model import ModuleFactory, bound_model_of, load_initial, module_of
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
@@ -235,9 +235,11 @@ def _newest_model(
     state = FileCheckpoints(directory.checkpoints).load()
     if state is None:
         return None
+    known = catalogue.num_first(state.classes)  # products may have been added since
+    catalogue = catalogue if known is None else catalogue.first(known)
     bound = bound_model_of(config, catalogue, device="cpu", make_module=make_module)
     if (directory.initial_model / CARD).is_file():  # has the frozen values
-        bound.module.load_state_dict(load_model_files(directory.initial_model)[0])
+        load_initial(bound, directory.initial_model, catalogue)
     bound.load(state.model.published)
     return _loaded(bound.module.state_dict(), len(catalogue), config, make_module)
 

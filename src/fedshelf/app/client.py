@@ -32,6 +32,7 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.data.cache import PhotoCache
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.identity.keys import KeyPair
 from fedshelf.identity.store_keys import StoreKeys
@@ -82,6 +83,7 @@ class StoreClient:
         training: trains the model.
         on_choice: called at the end with the comparison and the folder of the store's chosen model.
         keys: the store's identity; None: it has none.
+        before_look: called with the catalogue before the photo folder is looked at.
 
     Attributes:
         took_part: whether this process has received a model to train or evaluate.
@@ -94,7 +96,9 @@ class StoreClient:
     def __init__(
         self, place: ClientPlace, *, policy: Policy = STANDARD, training: Run = alone,
         on_choice: Callable[[Comparison, Path], None] = lambda comparison, folder: None, keys: StoreKeys | None = None,
+        before_look: Callable[[Catalogue], None] = lambda catalogue: None,
     ) -> None:  # fmt: skip
+        self._before_look = before_look
         self.took_part = False
         self._place = place
         self._policy = policy
@@ -231,6 +235,8 @@ class StoreClient:
         if self._photos is None or self._opened is None:
             return work
         fixed = work.mechanism is not None or work.algorithm.sums or broadcast.closed_form
+        if not fixed:
+            self._before_look(self._opened.catalogue)
         photos = self._photos.for_round(broadcast.key.round, fixed=fixed)
         if photos is work.trainer.train or work.mechanism is not None:
             return work
@@ -274,6 +280,7 @@ class StoreClient:
         cache = PhotoCache(root=places.photo_cache(), max_bytes=limits.max_cache_mb * 1_000_000)
         log = TrainedPhotosLog(self._place.state_dir / FOLDER, setup.run_id)
         run_photos = RunPhotos(self._place.data_dir, self._opened, cache, store=self._place.name, log=log)
+        self._before_look(self._opened.catalogue)
         photos = run_photos.load()
         test = None
         if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late

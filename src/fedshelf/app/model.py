@@ -1,6 +1,8 @@
 """Builds a run's model."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +14,11 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.adapters import add_adapters
 from fedshelf.models.build import build
+from fedshelf.models.initial_weights import InitialWeights, load_initial_weights
 from fedshelf.models.sales import add_sales
 from fedshelf.models.settings import ModelSettings
 from fedshelf.models.trainable import frozen_names
+from fedshelf.storage.model_files import WEIGHTS, load_model_files
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.device import choose
 
@@ -82,6 +86,29 @@ def trainable_module_of(
         seed = Rng(config.seed).fork(purpose="adapter").seed
         add_adapters(module, rank=config.adapter_rank, alpha=config.adapter_alpha, seed=seed)
     return module, frozen_names(module, config.train, freeze_norm=config.freeze_norm)
+
+
+def load_initial(bound: BoundModel, folder: Path, catalogue: Catalogue) -> dict[str, Any]:
+    """Load the model that a run started from, whose catalogue may have had fewer classes; the rows of others stay.
+
+    Args:
+        bound: the model for the catalogue of today.
+        folder: the saved model.
+        catalogue: that catalogue.
+
+    Returns:
+        The card of the saved model.
+
+    Raises:
+        ModelError: the files cannot be read, or do not fit.
+    """
+    tensors, labels, card = load_model_files(folder)
+    if tuple(labels) == catalogue.names:
+        bound.module.load_state_dict(tensors)
+    else:
+        weights = InitialWeights(path=folder / WEIGHTS, tensors=tensors, labels=tuple(labels), is_published=True)
+        load_initial_weights(bound.module, weights, catalogue.names)
+    return card
 
 
 def bound_model_of(

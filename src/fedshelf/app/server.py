@@ -23,10 +23,11 @@ from fedshelf.app.components import (
     uploads_of,
 )
 from fedshelf.app.differential_privacy import delta_of, noisy_mean_of
-from fedshelf.app.model import ModuleFactory, bound_model_of
+from fedshelf.app.model import ModuleFactory, bound_model_of, load_initial
 from fedshelf.app.model_card import save_global, save_initial
 from fedshelf.app.photos import scan_test_photos, test_photos
 from fedshelf.app.run import OpenedRun
+from fedshelf.app.run_catalogue import RunCatalogue
 from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
@@ -37,6 +38,7 @@ from fedshelf.core.ports import Checkpoints, IdentityKey, Spool, Transport, Virt
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.folder import class_folder
+from fedshelf.models.head import head_names
 from fedshelf.models.initial_weights import load_initial_weights, read_initial_weights
 from fedshelf.models.weights_packages import pretrained_source
 from fedshelf.privacy.homomorphic import cost
@@ -46,7 +48,7 @@ from fedshelf.rounds.server import Server
 from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.storage.background import BackgroundCheckpoints
 from fedshelf.storage.checkpoints import FileCheckpoints
-from fedshelf.storage.model_files import has_model, load_model_files
+from fedshelf.storage.model_files import has_model
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.product_results import confusion_table
 from fedshelf.training.bound_model import BoundModel
@@ -89,11 +91,13 @@ def make_server(
         The server.
     """
     config, directory = run.config, run.directory
-    kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
+    saved = RunCatalogue(directory, config)
+    kept = saved.used
     aliases, given = ({}, None) if kept else given_names(config)
     if kept and config.catalogue:
         with suppress(DataError):  # the file may be gone
-            if Catalogue.load(config.catalogue).names != kept.names:
+            given_names_now = Catalogue.load(config.catalogue).names
+            if kept.names[: len(given_names_now)] != given_names_now:
                 logger.warning(
                     "--catalogue %s has changed since the run began and is not used: the run keeps its products. A new "
                     "run with --init takes over the rows of those that it has, too",
@@ -113,7 +117,9 @@ def make_server(
     return Server(
         plan=plan, ports=ports, algorithm=algorithm_of(config),
         build_model=partial(_global_model, run, evaluator=partial(evaluator, plan), make_module=make_module),
-        keep_catalogue=lambda catalogue: catalogue.save(directory.catalogue),
+        keep_catalogue=saved.keep,
+        # A simulation's result must not depend on when somebody changes a file. It is used at the next start.
+        changed_catalogue=saved.changed if virtual is None else lambda: None,
     )  # fmt: skip
 
 
@@ -132,7 +138,7 @@ def _global_model(
     _check_budget(config, bound)
     loaded = None
     if kept:
-        loaded = _load_kept(bound, run.directory)
+        loaded = _load_kept(bound, run.directory, catalogue)
     elif config.init is not None or config.pretrained:
         if config.init is not None:
             weights = read_initial_weights(config.init)
@@ -142,6 +148,8 @@ def _global_model(
                 file=pretrained_source(config.model), added=catalogue.names, reason="it knows other classes"
             )
         save_initial(run.directory.initial_model, bound, catalogue, loaded)
+    elif bound.frozen_values() is not None:  # which would be drawn differently for a catalogue that has grown
+        save_initial(run.directory.initial_model, bound, catalogue, None)
     evaluate_on_server = evaluator(catalogue, bound)
     known: list[bool] = []
     if evaluate_on_server and config.test_dir:
@@ -157,6 +165,7 @@ def _global_model(
         initial=bound.params.shared.detach().cpu().clone(),
         frozen=bound.frozen_values(),
         head=bound.output_layer,
+        rows=head_names(bound.module),
         note=encryption_cost(config, bound),
         evaluate_on_server=evaluate_on_server,
         publish=publish,
@@ -190,10 +199,9 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
         )
 
 
-def _load_kept(bound: BoundModel, directory: RunDirectory) -> WeightsLoaded | None:
+def _load_kept(bound: BoundModel, directory: RunDirectory, catalogue: Catalogue) -> WeightsLoaded | None:
     """Load the weights that the run started from: the given file may be gone, and must not be another one."""
-    tensors, _, card = load_model_files(directory.initial_model)
-    bound.module.load_state_dict(tensors)
+    card = load_initial(bound, directory.initial_model, catalogue)
     loaded: dict[str, Any] | None = card["initial_weights"]
     if loaded is None:
         return None

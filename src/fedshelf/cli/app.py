@@ -45,6 +45,7 @@ COMMANDS: dict[str, str] = {
     "export": "fedshelf.cli.export:export",
     "edge": "fedshelf.cli.edge:app",
     "runs": "fedshelf.cli.runs:app",
+    "catalogue": "fedshelf.cli.catalogue:app",
     "data": "fedshelf.cli.data:app",
 }
 """Functions, and groups of commands, by name; in the order of the help."""

@@ -9,7 +9,7 @@ import typer
 from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, echo_command, print_json, progress_bar
 from fedshelf.cli.tables import Column, Table
-from fedshelf.core.errors import UsageError
+from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.settings import MAX_INTEGER, MAX_SEED
 from fedshelf.core.text import counted, from_filesystem
 
@@ -188,10 +188,26 @@ def check(
 
     with progress_bar("Checking photos") as progress:
         health = examine(photos, val_fraction=val_fraction, seed=seed, fewest=fewest, progress=progress)
+    waiting = _in_inbox(photos)
     if as_json:
-        print_json(health.to_dict())
+        print_json({**health.to_dict(), "inbox": waiting})
     else:
         _print_health(health)
+        for product, number in waiting.items():
+            echo(f"{counted(number, 'photo')} of the unknown product '{product}' in the inbox, not trained on")
+
+
+def _in_inbox(photos: Path) -> dict[str, int]:
+    """Corrected photos that wait until the catalogue has their product, by product."""
+    from fedshelf.edge.serving.corrections import JOURNAL, Corrections, unknown_products
+
+    if not (photos / JOURNAL).is_file():
+        return {}
+    try:
+        return dict(sorted(unknown_products(Corrections(photos, create=False).all()).items()))
+    except RunError as error:
+        echo(f"warning: the corrections of this folder cannot be read: {error}")
+        return {}
 
 
 def _print_health(health: "Health") -> None:

@@ -123,6 +123,25 @@ class WeightsLoaded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogueChanged:
+    """The catalogue has new products, or new names for some, from the next round on.
+
+    Attributes:
+        round: the last round before.
+        num_classes: number of products now.
+        num_parameters: number of trainable values of the model now.
+        catalogue_digest: digest of the catalogue.
+        added: the new products.
+    """
+
+    round: int
+    num_classes: int
+    num_parameters: int
+    catalogue_digest: str
+    added: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClientJoined:
     """A client is ready for work, for the first time or again.
 
@@ -394,6 +413,7 @@ class RunEnded:
 Event: TypeAlias = (
     RunStarted
     | WeightsLoaded
+    | CatalogueChanged
     | ClientJoined
     | ClientRefused
     | ClientLeft

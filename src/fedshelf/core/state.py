@@ -150,6 +150,8 @@ class OpenRound:
         noise_key: secret key of the noise that is added to the sum; None without.
         masking: the public record of the masks, once it is fixed whose uploads are added up; "" before, and without.
         encryption: the public record of homomorphic encryption (`rounds.key_exchange`); "" without.
+        classes: digest of the class names of the model that the round trains; "" if it was opened by a version that
+            did not say.
     """
 
     key: TaskKey
@@ -161,6 +163,7 @@ class OpenRound:
     noise_key: bytes | None = field(default=None, repr=False)
     masking: str = ""
     encryption: str = ""
+    classes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -171,11 +174,13 @@ class ClientState:
         algorithm: the algorithm's state, such as control variates.
         personalization: the store's own tensors.
         pipeline: by stage of the upload pipeline, what it carries over to the next upload.
+        num_classes: the classes of the model that it belongs to; 0 if it does not say.
     """
 
     algorithm: Mapping[str, Tensor] = field(default_factory=dict)
     personalization: Mapping[str, Tensor] = field(default_factory=dict)
     pipeline: Mapping[str, Tensor] = field(default_factory=dict)
+    num_classes: int = 0
 
     @property
     def is_empty(self) -> bool:

@@ -133,6 +133,10 @@ class Catalogue:
                 return None if suffix in self._proper_suffixes else index
         return None
 
+    def first(self, number: int) -> "Catalogue":
+        """The catalogue of the first classes."""
+        return Catalogue(self.names[:number], self.members[:number])
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the JSON text. Two sides with the same digest agree on every index."""
@@ -142,6 +146,17 @@ class Catalogue:
     def names_digest(self) -> str:
         """SHA-256 (hex) of the names in order: the meaning of the rows of a model's head."""
         return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
+
+    def num_first(self, names_digest: str) -> int | None:
+        """How many of the first names have the digest `names_digest`; None if no beginning of the names has it."""
+        text = hashlib.sha256(b"[")
+        for index, name in enumerate(self.names):
+            text.update((", " * bool(index) + json.dumps(name)).encode())
+            whole = text.copy()
+            whole.update(b"]")
+            if whole.hexdigest() == names_digest:
+                return index + 1
+        return None
 
     def to_json(self) -> str:
         """The catalogue as text; equal catalogues give equal text."""
@@ -191,10 +206,20 @@ class Catalogue:
         """A copy of the catalogue with other names for its classes.
 
         Raises:
-            DataError: an alias means a class that is not in the catalogue, or is itself a class in it.
+            DataError: an alias means a class that is not in the catalogue, or is itself a class in it, or another name
+                of another class. All problems are listed.
         """
+        problems = []
         if unknown := sorted(set(aliases.values()) - set(self.names)):
-            raise DataError(f"aliases for classes that the catalogue does not have: {', '.join(unknown)}")
+            problems.append(f"aliases for classes that the catalogue does not have: {', '.join(unknown)}")
+        for alias, name in sorted(aliases.items()):
+            known = self._by_name.get(alias, self._by_path.get(alias))
+            if alias in self._by_name:
+                problems.append(f"'{alias}' cannot be an alias of '{name}': it is a class of the catalogue itself")
+            elif known is not None and self.names[known] != name:
+                problems.append(f"'{alias}' cannot be an alias of '{name}': it is one of '{self.names[known]}'")
+        if problems:
+            raise DataError(*problems)
         others = {name: {alias for alias in aliases if aliases[alias] == name} for name in self.names}
         members = (sorted({*paths, *others[name]}) for name, paths in zip(self.names, self.members, strict=True))
         return Catalogue(self.names, tuple(map(tuple, members)))
@@ -232,20 +257,36 @@ def load_aliases(path: Path) -> dict[str, str]:
         The class by alias. Both are class names: a folder name, or a path suffix such as 'Apple/Red'.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or gives an alias two meanings.
+        DataError: the file cannot be read, lacks a column, or gives an alias two meanings. All problems with its lines
+            are listed.
     """
     rows = _rows(_read_text(path, "alias file"))
     if not rows or not {"alias", "class"} <= rows[0].keys():
         raise DataError(f"alias file '{path}': its first line must be alias,class")
+    pairs = [tuple(unicodedata.normalize("NFC", row[column]) for column in ("alias", "class")) for row in rows]
+    try:
+        return united(pairs)
+    except DataError as error:
+        raise DataError(*(f"alias file '{path}': {problem}" for problem in error.args)) from None
+
+
+def united(pairs: Iterable[Sequence[str]]) -> dict[str, str]:
+    """The class by alias, of pairs of an alias and a class.
+
+    Raises:
+        DataError: a pair is incomplete, an alias has two meanings, or has an alias itself. All problems are listed.
+    """
     aliases: dict[str, str] = {}
-    for row in rows:
-        alias, name = (unicodedata.normalize("NFC", row[column]) for column in ("alias", "class"))
+    problems = []
+    for alias, name in pairs:
         if not alias or not name:
-            raise DataError(f"alias file '{path}': a line has no {'class' if alias else 'alias'}: {alias}{name}")
-        if aliases.setdefault(alias, name) != name:
-            raise DataError(f"alias file '{path}': '{alias}' means both '{aliases[alias]}' and '{name}'")
+            problems.append(f"a line has no {'class' if alias else 'alias'}: {alias}{name}")
+        elif aliases.setdefault(alias, name) != name:
+            problems.append(f"'{alias}' means both '{aliases[alias]}' and '{name}'")
     if chained := sorted(set(aliases) & set(aliases.values())):
-        raise DataError(f"alias file '{path}': {', '.join(chained)} both has an alias and is one")
+        problems.append(f"{', '.join(chained)} both has an alias and is one")
+    if problems:
+        raise DataError(*problems)
     return aliases
 
 

@@ -8,7 +8,7 @@ Shapes: S shared values, P all values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,8 +16,10 @@ from fedshelf.core.choices import Candidate
 from fedshelf.training.phases import Phase
 
 if TYPE_CHECKING:  # re-exported for type checkers
+    from torch import Tensor as Tensor
     from torch import nn as nn
 
+    from fedshelf.core.growth import Growth as Growth
     from fedshelf.core.messages import Broadcast as Broadcast
     from fedshelf.core.state import ClientState as ClientState
     from fedshelf.training.bound_model import BoundModel as BoundModel
@@ -81,6 +83,15 @@ class Personalization:
             The complete state after the round.
         """
         return after
+
+    def grow(self, kept: Mapping[str, Tensor], growth: Growth) -> Mapping[str, Tensor]:
+        """The personal tensors in the state of a client, for a model that gets new classes.
+
+        Args:
+            kept: the tensors by name.
+            growth: the growth.
+        """
+        return {name: growth.personal(tensor) for name, tensor in kept.items()}
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         """After the last round, turn the store's model into the one that it keeps.

@@ -22,9 +22,11 @@ from fedshelf.core.settings import Setting
 from fedshelf.personalization.base import PERSONAL, Personalization
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
-    from fedshelf.personalization.base import BoundModel, Broadcast, ClientState, Trainer
+    from fedshelf.personalization.base import BoundModel, Broadcast, ClientState, Growth, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,3 +60,6 @@ class Ditto(Personalization):
         )  # fmt: skip
         own = bound.params.shared.detach().cpu().clone()
         return replace(after, personalization={PERSONAL: own})  # line 6
+
+    def grow(self, kept: Mapping[str, Tensor], growth: Growth) -> Mapping[str, Tensor]:
+        return {name: growth.shared(tensor) for name, tensor in kept.items()}  # a model of its own

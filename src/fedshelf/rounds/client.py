@@ -36,6 +36,7 @@ from fedshelf.personalization.model_selection import ModelSelection, compare
 from fedshelf.privacy.accounting import as_json
 from fedshelf.privacy.client_dp import ClippedAtClient
 from fedshelf.privacy.withholding import WITHOUT_NOISE, only_noised
+from fedshelf.rounds.growth import grown_client
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.product_report import counts_of
 from fedshelf.rounds.validation import check_broadcast
@@ -94,6 +95,10 @@ class Work:
         if self.closed_form is None:
             raise RefusedError("this run has no closed form to compute: neither --warm-start nor --refit-head")
         return self.uploads.of(self.closed_form, self.trainer.bound_model.params.layout)
+
+    def grown(self, state: ClientState) -> ClientState:
+        """A state of this client, for the model of the current catalogue."""
+        return grown_client(state, self.trainer, self.algorithm, self.personalization)
 
     def terms(self, terms: ReleaseTerms, reply: ClientMessage, epsilon: float | None) -> ReleaseTerms:
         """The terms of a reply.
@@ -200,6 +205,7 @@ class Client:
         self._accept(broadcast, work.trainer)
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)
+        before = work  # of rounds in steps, whose algorithm keeps its state
         if broadcast.closed_form:
             uploads = work.closed_form_uploads
             work = replace(work, algorithm=work.closed_form or work.algorithm, uploads=uploads)
@@ -208,7 +214,9 @@ class Client:
             if (work.adds_noise or work.uploads.is_encrypted) and WITHOUT_NOISE[Evaluation] is None:
                 raise RefusedError("figures on validation photos have no noise")
             work.trainer.bound_model.load(broadcast.params)
-            work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
+            work.personalization.apply(
+                work.trainer.bound_model, work.grown(self._states.peek(broadcast.counted or broadcast.key))
+            )
             score = work.trainer.evaluate()
             scores = work.algorithm.score_candidates(broadcast, work.trainer) if broadcast.auxiliary else ()
             wanted = work.catalogue if broadcast.per_product else None
@@ -219,7 +227,7 @@ class Client:
                 candidates=scores, products=products, levels=levels,
             )  # fmt: skip
         # The server commits changes only with a counted round; roll back all others.
-        state = self._states.commit_or_rollback(broadcast)
+        state = before.grown(self._states.commit_or_rollback(broadcast))
         cached_reply = self._states.cached_reply(broadcast.key)
         if cached_reply is not None:
             return cached_reply  # a restarted server asks again, and gets the same bytes
@@ -241,7 +249,7 @@ class Client:
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout
         )  # fmt: skip
-        self._states.stage(broadcast.key, sealed, after)
+        self._states.stage(broadcast.key, sealed, replace(after, num_classes=work.trainer.num_classes or 0))
         return sealed
 
     def load_own(self, key: TaskKey, shared: Tensor) -> None:
@@ -254,7 +262,7 @@ class Client:
         if self._work is not None:
             bound_model = self._work.trainer.bound_model
             bound_model.load(shared)
-            self._work.personalization.apply(bound_model, self._states.peek(key))
+            self._work.personalization.apply(bound_model, self._work.grown(self._states.peek(key)))
 
     def _compare(self, work: Work, broadcast: Broadcast) -> Comparison:
         """Cache the comparison, which takes as long as all rounds, so that a restarted server gets the same reply."""
@@ -262,8 +270,9 @@ class Client:
             return self._compared
         told = Comparison(key=broadcast.key, best=None, accuracies={}, on_test=False, num_validation=None)
         try:
+            state = work.grown(self._states.commit_or_rollback(broadcast))
             told = compare(
-                broadcast, self._states.commit_or_rollback(broadcast), trainer=work.local_trainer or work.trainer,
+                broadcast, state, trainer=work.local_trainer or work.trainer,
                 personalization=work.personalization, model_selection=work.model_selection,
             )  # fmt: skip
         except FedShelfError as error:

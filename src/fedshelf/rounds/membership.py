@@ -97,6 +97,7 @@ class Membership:
         self.num_faults = 0
         self._setup: Setup | None = None
         self._expected: Ready | None = None
+        self._former: set[tuple[str, str]] = set()  # digests of catalogue and layout in earlier setups
 
     def open(self, setup: Setup, *, catalogue_digest: str, config_digest: str) -> None:
         """Start setting up clients, including those that have already joined.
@@ -113,6 +114,24 @@ class Membership:
         )  # fmt: skip
         for member in self._members.values():
             self._transport.send(member.address, setup)
+
+    def reopen(self, setup: Setup, *, catalogue_digest: str, seconds: float) -> None:
+        """Set all clients up again, because the catalogue has changed.
+
+        Args:
+            setup: sent to each client.
+            catalogue_digest: expected in each client's reply.
+            seconds: how long a round waits for those that were live.
+        """
+        if self._expected is None:
+            raise ValueError("no setup was opened before")
+        self._former.add(self._current)
+        live, config = tuple(self._live), self._expected.config_digest
+        self._live.clear()
+        for member in self._members.values():
+            member.ready = None
+        self.expect(live, seconds)
+        self.open(setup, catalogue_digest=catalogue_digest, config_digest=config)
 
     def resume(self, state: ServerState) -> None:
         """After a server restart, remember the run's clients, and which of them are excluded."""
@@ -307,6 +326,8 @@ class Membership:
         name = self._names.get(address)
         if name is None or self._expected is None:
             return None
+        if (ready.catalogue_digest, ready.layout_digest) in self._former - {self._current}:
+            return None  # its reply to the setup before; that to the newest follows
         for what in ("run_id", "catalogue_digest", "config_digest", "layout_digest"):
             if getattr(ready, what) != getattr(self._expected, what):
                 self._drop(
@@ -379,6 +400,10 @@ class Membership:
         self._forget(left.address, reason)
         if left.ended_by in process_exit.CRASHES:
             self.on_failed(name, reason)
+
+    @property
+    def _current(self) -> tuple[str, str]:
+        return ("", "") if self._expected is None else (self._expected.catalogue_digest, self._expected.layout_digest)
 
     def _out(self) -> set[str]:
         return {*self.excluded(), *self._transport.revoked()}

@@ -68,6 +68,7 @@ class GlobalModel:
         loaded: which of a file's weights are used in the initial values.
         frozen: [F]: the values that never change; None if all do.
         head: name of the output layer; "" if it is not a single linear one.
+        rows: names of the tensors with one row of values per class.
         note: what the run costs besides training, for people; "" if there is nothing to say.
     """
 
@@ -80,6 +81,7 @@ class GlobalModel:
     loaded: WeightsLoaded | None = None
     frozen: Tensor | None = None
     head: str = ""
+    rows: frozenset[str] = frozenset()
     note: str = ""
 
 

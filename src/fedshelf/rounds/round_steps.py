@@ -133,7 +133,7 @@ class RoundSteps:
         opened = OpenRound(
             key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps,
             pace=predicted(state.pace, num_steps), noise_key=new_key() if plan.noisy_mean else None,
-            encryption=encryption,
+            encryption=encryption, classes=state.classes,
         )  # fmt: skip
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)

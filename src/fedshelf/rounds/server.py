@@ -11,7 +11,15 @@ from torch import Tensor
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
-from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RunEnded, RunStarted, RunStatus
+from fedshelf.core.events import (
+    CatalogueChanged,
+    ClientStatus,
+    Participation,
+    RoundFinished,
+    RunEnded,
+    RunStarted,
+    RunStatus,
+)
 from fedshelf.core.messages import RUN_FINISHED, ClassFolder, Evaluation
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.core.text import counted, printable
@@ -19,6 +27,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.class_names import federation_doubts
 from fedshelf.rounds.asynchronous.buffered import BufferedRounds
 from fedshelf.rounds.dispatch import Inbox, StopRequested
+from fedshelf.rounds.growth import grown_server, in_open_round
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
@@ -57,17 +66,20 @@ class Server:
         algorithm: the federated algorithm.
         build_model: builds the global model for the catalogue.
         keep_catalogue: saves the frozen catalogue before training starts.
+        changed_catalogue: returns the saved catalogue if it has changed since it was read or saved, otherwise None.
     """
 
     def __init__(
         self, *, plan: Plan, ports: Ports, algorithm: Algorithm, build_model: Callable[[Catalogue], GlobalModel],
         keep_catalogue: Callable[[Catalogue], None],
+        changed_catalogue: Callable[[], Catalogue | None] = lambda: None,
     ) -> None:  # fmt: skip
         self._plan = plan
         self._ports = ports
         self._algorithm = algorithm
         self._build_model = build_model
         self._keep_catalogue = keep_catalogue
+        self._changed_catalogue = changed_catalogue
         self._membership = Membership(
             transport=ports.transport, sink=ports.sink, clock=ports.clock, sums=algorithm.sums,
             needs_counts=plan.needs_counts(algorithm), has_catalogue=plan.catalogue is not None,
@@ -124,21 +136,22 @@ class Server:
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
         catalogue = plan.catalogue or self._gather_catalogue()
+        next_round = plan.first_round if state is None else state.round + 1
+        catalogue = in_open_round(catalogue, opened, next_round=next_round)
         self._keep_catalogue(catalogue)  # also a given one: its file may be edited during the run
         model = self._build_model(catalogue)
+        algorithm = self._algorithm.for_model(model.layout, model.head)
         if state is None:
             if model.loaded is not None:
                 ports.sink.emit(model.loaded)
             state = ServerState(
                 round=plan.first_round - 1, model=ModelState(params=model.initial), classes=catalogue.names_digest
             )
-        elif state.classes not in ("", catalogue.names_digest):
-            raise RunError(
-                f"the catalogue of run {plan.run_id} has changed since round {state.round}: its model would take one "
-                "product for another. Restore catalogue.json in the run's folder (labels.json in its model folder has "
-                "the names in their order), or start a new run from that model with --init"
-            )
-        elif state.model.params.numel() != model.layout.num_shared:
+        else:
+            state = grown_server(
+                state, catalogue, model, algorithm, run_id=plan.run_id, is_gathered=plan.catalogue is None
+            )  # fmt: skip
+        if state.model.params.numel() != model.layout.num_shared:
             raise RunError(
                 f"the checkpoint holds {state.model.params.numel():,} values, the model {model.layout.num_shared:,}: "
                 "the run directory belongs to another configuration or version of FedShelf"
@@ -156,11 +169,11 @@ class Server:
         setup = setup_of(plan, catalogue, model.layout, model.frozen)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         context = Context(
-            plan=plan, ports=ports, algorithm=self._algorithm.for_model(model.layout, model.head), model=model,
-            catalogue=catalogue,
+            plan=plan, ports=ports, algorithm=algorithm, model=model, catalogue=catalogue,
             membership=self._membership, inbox=self._inbox, downloads=Downloads(plan.downloads, model.layout),
         )  # fmt: skip
-        state, ended = self._run_rounds(replace(state, model=context.downloads.start(state.model)), opened, context)
+        state = replace(state, model=context.downloads.start(state.model))
+        state, context, ended = self._run_rounds(state, opened, context)
         if self._is_to_compare(state):
             ports.sink.emit(ModelComparison(context).run(state))
             ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
@@ -195,35 +208,78 @@ class Server:
 
     def _run_rounds(
         self, state: ServerState, opened: OpenRound | None, context: Context
-    ) -> tuple[ServerState, str]:  # fmt: skip
-        """Run all rounds after `state`, first the one that is `opened`; return the last state and why the run ended."""
+    ) -> tuple[ServerState, Context, str]:  # fmt: skip
+        """Run all rounds after `state`, first the one that is `opened`.
+
+        Returns:
+            The last state, its context, and why the run ended.
+        """
         if state.round < 0:
             state, opened = self._closed_form_round(state, opened, context), None
         before = state.round
-        state, ended = self._training_rounds(state, opened, context)
+        state, context, ended = self._training_rounds(state, opened, context)
         if self._plan.refit_head and not state.is_refitted:
             opened = opened if state.round == before else None  # whose clients are still expected to return
             state = self._closed_form_round(state, opened, replace(context, closes=True))
             ended += ", and the output layer computed anew"
-        return state, ended
+        return state, context, ended
 
     def _training_rounds(
         self, state: ServerState, opened: OpenRound | None, context: Context
-    ) -> tuple[ServerState, str]:  # fmt: skip
+    ) -> tuple[ServerState, Context, str]:  # fmt: skip
         """Run the rounds of the run's algorithm."""
-        plan, algorithm = self._plan, self._algorithm
-        rounds: Rounds = (
-            BufferedRounds(context, algorithm) if isinstance(algorithm, Asynchronous) else SynchronousRounds(context)
-        )
+        plan, rounds = self._plan, self._rounds(context)
         rounds.resume(state, opened)
         while state.round < plan.num_rounds:
             if plan.early_stopping.exhausted(state.round, state.best):
-                return state, plan.early_stopping.why_stopped(state.best)
+                return state, context, plan.early_stopping.why_stopped(state.best)
             if plan.early_stopping.patience and state.is_refitted:
-                return state, "stopped early, and the output layer computed anew, before this start"
+                return state, context, "stopped early, and the output layer computed anew, before this start"
             state, record, live = rounds.next(state)
             state = self._finish_round(_seen(state, live), record, rounds, context)
-        return state, f"{counted(plan.num_rounds - len(state.refits), 'round')} done"
+            changed = self._changed_catalogue() if state.round < plan.num_rounds else None
+            if changed is not None:
+                state, context = self._under(changed, state, context)
+                rounds = self._rounds(context)
+                rounds.resume(state, None)
+                self._reopen(context)
+        return state, context, f"{counted(plan.num_rounds - len(state.refits), 'round')} done"
+
+    def _rounds(self, context: Context) -> Rounds:
+        algorithm = self._algorithm
+        return BufferedRounds(context, algorithm) if isinstance(algorithm, Asynchronous) else SynchronousRounds(context)
+
+    def _under(self, catalogue: Catalogue, state: ServerState, context: Context) -> tuple[ServerState, Context]:
+        """The state and the context for a catalogue that has changed between two rounds."""
+        plan, ports, added = self._plan, self._ports, catalogue.names[len(context.catalogue) :]
+        if added:
+            model = self._build_model(catalogue)
+            algorithm = self._algorithm.for_model(model.layout, model.head)
+            state = grown_server(state, catalogue, model, algorithm, run_id=plan.run_id)
+            downloads = Downloads(plan.downloads, model.layout)
+        else:
+            model, algorithm, downloads = context.model, context.algorithm, context.downloads
+        ports.sink.emit(
+            CatalogueChanged(
+                round=state.round,
+                num_classes=len(catalogue),
+                num_parameters=model.layout.num_parameters,
+                catalogue_digest=catalogue.digest,
+                added=added,
+            )
+        )
+        context = Context(
+            plan=plan, ports=ports, algorithm=algorithm, model=model, catalogue=catalogue,
+            membership=self._membership, inbox=self._inbox, downloads=downloads,
+        )  # fmt: skip
+        return state, context
+
+    def _reopen(self, context: Context) -> None:
+        """Set the clients up again."""
+        setup = setup_of(self._plan, context.catalogue, context.model.layout, context.model.frozen)
+        self._membership.reopen(
+            setup, catalogue_digest=context.catalogue.digest, seconds=self._plan.rounds.rejoin_grace
+        )  # fmt: skip
 
     def _closed_form_round(self, state: ServerState, opened: OpenRound | None, context: Context) -> ServerState:
         """Run a round that computes the output layer in closed form; the run's algorithm keeps its own state."""

@@ -120,6 +120,7 @@ class FileCheckpoints:
                 pace=dict(fields.get("pace", {})),
                 noise_key=bytes.fromhex(fields["noise_key"]) if fields.get("noise_key") else None,
                 masking=fields.get("masking", ""), encryption=fields.get("encryption", ""),
+                classes=fields.get("classes", ""),
             )  # fmt: skip
         except FileNotFoundError:
             return None
@@ -145,6 +146,7 @@ class FileCheckpoints:
             "noise_key": open_round.noise_key.hex() if open_round.noise_key else None,
             "masking": open_round.masking,
             "encryption": open_round.encryption,
+            "classes": open_round.classes,
         }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from fedshelf.core.errors import RefusedError, RunError
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _SLOTS = ("algorithm", "personalization", "pipeline")
 _UPLOAD = "upload/"
+_NUM_CLASSES = "num_classes"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -205,13 +207,15 @@ def _read(path: Path) -> _Kept | None:
 
 
 def state_tensors(state: ClientState) -> dict[str, Tensor]:
-    """The tensors of all slots, by `SLOT/NAME`."""
-    return {f"{slot}/{name}": tensor for slot in _SLOTS for name, tensor in getattr(state, slot).items()}
+    """The tensors of all slots, by `SLOT/NAME`, and the number of classes, if it is known."""
+    found = {f"{slot}/{name}": tensor for slot in _SLOTS for name, tensor in getattr(state, slot).items()}
+    return {**found, _NUM_CLASSES: torch.tensor([state.num_classes])} if found and state.num_classes else found
 
 
 def state_of(tensors: Mapping[str, Tensor]) -> ClientState:
     """Invert `state_tensors`, ignoring other tensors."""
-    return ClientState(**{slot: _below(f"{slot}/", tensors) for slot in _SLOTS})
+    slots: dict[str, Any] = {slot: _below(f"{slot}/", tensors) for slot in _SLOTS}
+    return ClientState(**slots, num_classes=int(tensors[_NUM_CLASSES][0]) if _NUM_CLASSES in tensors else 0)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from collections import Counter
 
 from fedshelf.core.events import (
+    CatalogueChanged,
     ClientExcluded,
     ClientJoined,
     ClientLeft,
@@ -36,6 +37,11 @@ class AuditSink:
                 self._write(
                     "run started", round=event.first_round, catalogue=event.catalogue_digest,
                     configuration=event.config_digest, products=event.num_classes,
+                )  # fmt: skip
+            case CatalogueChanged():
+                self._write(
+                    "catalogue changed", round=event.round, catalogue=event.catalogue_digest,
+                    products=event.num_classes,
                 )  # fmt: skip
             case ClientJoined():
                 self._write("joined", store=event.client, photos=event.num_train)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fedshelf.core.events import (
     NOT_TOLD,
+    CatalogueChanged,
     ClientExcluded,
     ClientJoined,
     ClientLeft,
@@ -73,6 +74,8 @@ class ConsoleSink:
                 self._run_started(event)
             case WeightsLoaded():
                 self._weights_loaded(event)
+            case CatalogueChanged():
+                self._catalogue_changed(event)
             case ClientJoined():
                 self._joined.add(event.client)
                 self._have_joined.add(event.client)
@@ -148,6 +151,12 @@ class ConsoleSink:
                 f"{len(names)} {what} ({_some(names, most=5)})" for what, names in rows.items() if names
             )
         self._say(f"weights from {event.file}; {said}")
+
+    def _catalogue_changed(self, event: CatalogueChanged) -> None:
+        added = counted(len(event.added), "new product") if event.added else "new names for its products"
+        named = f" ({_some(event.added, most=5)})" if event.added else ""
+        self._joined.clear()  # they set up again
+        self._say(f"the catalogue has {added}{named} after round {event.round}: stores set up again")
 
     def _client_joined(self, event: ClientJoined) -> None:
         so_far = f"{len(self._joined)} of {counted(self._min_clients, 'store')} needed to start"

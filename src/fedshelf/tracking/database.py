@@ -19,6 +19,7 @@ from pathlib import Path
 from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import (
+    CatalogueChanged,
     Event,
     Participation,
     RoundFinished,
@@ -152,6 +153,9 @@ class RunDatabase:
         self._insert("events", time=now, kind=records.kind(event), record=records.to_json(event))
         if isinstance(event, RunStarted):
             self._run_started(event, now)
+        elif isinstance(event, CatalogueChanged):
+            sizes = (event.num_classes, event.num_parameters)
+            self._connection.execute("UPDATE run SET num_classes = ?, num_parameters = ?", sizes)
         elif isinstance(event, RoundFinished):
             self._round_finished(event, now)
         elif isinstance(event, RoundVoid):

@@ -140,8 +140,8 @@ def run_summary(path: Path) -> RunSummary:
         record = json.loads(started["record"]) if started else {}
         return dataclasses.replace(
             _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores),
-            num_classes=record.get("num_classes"), num_test=record.get("num_test"),
-            num_test_left_out=record.get("num_test_left_out", 0),
+            num_classes=record.get("num_classes") if run is None else run["num_classes"],
+            num_test=record.get("num_test"), num_test_left_out=record.get("num_test_left_out", 0),
             results=_results(connection, directory, rounds), noise=_noise(connection), refused=_refused(connection),
         )  # fmt: skip
 

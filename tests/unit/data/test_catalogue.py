@@ -228,7 +228,7 @@ def test_a_catalogue_that_was_given_takes_aliases_too() -> None:
     assert given.with_aliases({"banana": "Banana"}).index_of(class_folder("Fruit/banana")) == 0
     with pytest.raises(DataError, match="does not have: Mango"):
         given.with_aliases({"mango": "Mango"})
-    with pytest.raises(DataError, match="'Kiwi' belongs to two classes"):
+    with pytest.raises(DataError, match="'Kiwi' cannot be an alias of 'Banana': it is a class"):
         given.with_aliases({"Kiwi": "Banana"})
 
 

@@ -161,7 +161,7 @@ def test_the_open_round_is_the_last_one_saved(tmp_path: Path) -> None:
 def test_how_many_are_wanted_and_the_steps_and_paces_of_each_are_kept_with_the_open_round(tmp_path: Path) -> None:
     saved = OpenRound(
         key=TaskKey(run_id="r", round=3, attempt=0), cohort=("a", "b"), live=("a", "b", "c"), wanted=1,
-        num_steps={"a": 3, "b": 40}, pace={"a": 0.1, "b": 1 / 3},
+        num_steps={"a": 3, "b": 40}, pace={"a": 0.1, "b": 1 / 3}, classes="d1",
     )  # fmt: skip
     FileCheckpoints(tmp_path).save_open_round(saved)
     assert FileCheckpoints(tmp_path).load_open_round() == saved

@@ -32,6 +32,7 @@ from fedshelf.storage.atomic_files import translating_os_errors
 from fedshelf.storage.blob_cache import BlobCache
 from fedshelf.storage.held_model import FileHeldModel
 from fedshelf.storage.model_files import has_model, load_model_files
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.runs import resolve_run
 from fedshelf.training.bound_model import BoundModel
 
@@ -95,7 +96,7 @@ def subject_of_run(
     if store is not None and store not in folders:
         raise UsageError(f"--name {store}: there is no such store in '{root}'{did_you_mean(store, folders)}")
     name = min(folders) if store is None else store
-    catalogue = Catalogue.load(directory.catalogue)
+    catalogue = _as_trained(Catalogue.load(directory.catalogue), directory)
     named = config.model_copy(update={"pretrained": False, "device": "cpu"})
     bound = bound_model_of(named, catalogue, device="cpu")
     origin = next(
@@ -162,6 +163,15 @@ def _subject(
         store=name, opened=opened, photos=photos, pixels=pixels.train, shared=shared, origin=origin, work=work,
         products=products,
     )  # fmt: skip
+
+
+def _as_trained(catalogue: Catalogue, directory: RunDirectory) -> Catalogue:
+    """The catalogue without the products that were added after the run's last round."""
+    folder = next((path for path in (directory.model, directory.initial_model) if has_model(path)), None)
+    if folder is None:
+        return catalogue
+    labels = load_model_files(folder)[1]
+    return catalogue.first(len(labels)) if catalogue.names[: len(labels)] == tuple(labels) else catalogue
 
 
 def _loaded(bound: BoundModel, folder: Path) -> bool:

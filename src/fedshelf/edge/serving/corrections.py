@@ -28,7 +28,9 @@ from typing import Any
 from fedshelf.config.places import folder_name
 from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.text import counted, from_filesystem, to_filesystem
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.filesystem import folder_problem
+from fedshelf.data.folder import class_folder
 from fedshelf.data.photo_files import PRIVATE_FOLDER
 from fedshelf.edge.serving.correction_journal import ACTIVE, WAITING, Correction, Journal, Status, fields_of
 from fedshelf.edge.serving.product_folders import ProductFolders, checked_name
@@ -165,6 +167,33 @@ class Corrections:
             RunError: see `file`.
         """
         return self._change(id, {"event": "accepted"}, WAITING)
+
+    def file_known(self, catalogue: Catalogue) -> Counter[str]:
+        """Move photos in the inbox to the training photos whose product the catalogue has now.
+
+        Args:
+            catalogue: a run's catalogue, with the products that this object was made with.
+
+        Returns:
+            The number of photos by product.
+
+        Raises:
+            DataError: the photo folder cannot be read, or a product's name cannot be a folder's.
+            RunError: see `file`.
+        """
+        filed: Counter[str] = Counter()
+        if not self._private.is_dir():
+            return filed
+        with file_lock(self._lock):
+            self._refresh()
+            for correction in [c for c in self._known.values() if c.status is Status.INBOX]:
+                index = catalogue.index_of(class_folder(correction.product))
+                found = self._folders.find(correction.product if index is None else catalogue.names[index])
+                if found is not None and found.label in self._folders.labels:
+                    path = f"{from_filesystem(str(found.folder))}/{_file_name(correction.id)}"
+                    self._commit({"event": "accepted", "path": path, "id": correction.id})
+                    filed[found.label] += 1
+        return filed
 
     @property
     def _known(self) -> dict[str, Correction]:
