@@ -93,7 +93,7 @@ def load_store_photos(found: PhotoFolder, opened: OpenedSetup, cache: PhotoCache
             else "it holds no training photo of a class in the run's catalogue: its products are called "
             f"{some(train.left_out)}; give its folders the names that the other stores use"
         )
-    bound, sets = opened.bound_model, [_with_teachers(train, opened, cache), validation.photo_set]
+    bound, sets = opened.bound_model, [_with_teachers(loaded, opened, cache) for loaded in (train, validation)]
     if bound.head is not None:
         sets = [featurized(bound, s, cache=cache.root / FEATURES, views=config.feature_views) for s in sets]
     sales = None
@@ -107,11 +107,11 @@ def load_store_photos(found: PhotoFolder, opened: OpenedSetup, cache: PhotoCache
 
 
 def _with_teachers(loaded: LoadedPhotos, opened: OpenedSetup, cache: PhotoCache) -> PhotoSet:
-    """The training photos, with copies at the size of the run's teacher if it has another."""
+    """The photos, with copies at the size of the run's teacher if it has another."""
     teacher, photos = opened.teacher, loaded.photo_set
     if teacher is None or teacher.image_size == opened.config.image_size:
         return photos
-    larger = load_photos(loaded.files, opened.catalogue, cache, teacher.image_size)
+    larger = load_photos(loaded.files, opened.catalogue, cache, teacher.image_size, allow_empty=True)
     if len(larger.photo_set) != len(photos):
         raise DataError("a photo became unusable while the photos were opened. Try again")
     return replace(photos, teacher_images=larger.photo_set.images)

@@ -7,7 +7,7 @@ run's configuration names its digest, so that all stores have the same one.
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Description(BaseModel):
     """What a teacher is, besides its values.
 
     Attributes:
-        run_id: the run that trained it.
+        run_id: the run whose stores teach by models of their own; "": the teacher is the same for all.
         dp: that run's differential privacy.
         name: name of the model.
         norm: kind of normalization layers.
@@ -63,7 +63,7 @@ class TeacherModel:
     """A teacher as it is sent.
 
     Attributes:
-        description: what it is.
+        description: what it is besides its values.
         values: its tensors [V] one after another, sorted by name.
     """
 
@@ -181,7 +181,11 @@ def teacher_of(config: RunConfig) -> TeacherModel | None:
     """
     folder = teacher_folder(config)
     try:
-        return None if folder is None else TeacherModel.read(folder)
+        if folder is None:
+            return None
+        found = TeacherModel.read(folder)
+        is_for_all = folder == config.teacher
+        return replace(found, description=found.description.model_copy(update={"run_id": ""})) if is_for_all else found
     except ModelError as error:
         raise UsageError(f"--teacher {config.teacher}: {error}") from None
 
@@ -213,7 +217,7 @@ def own_teacher(folder: Path, sent: TeacherModel, labels: Sequence[str], device:
         labels: the student's products.
         device: the device of the training.
     """
-    if not has_model(folder) or sent.description.dp != "none":
+    if not sent.description.run_id or not has_model(folder) or sent.description.dp != "none":
         return None
     try:
         found = TeacherModel.read(folder)

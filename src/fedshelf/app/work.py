@@ -57,7 +57,7 @@ def work_for(
         The work.
 
     Raises:
-        RefusedError: a function for local training, which asks no teacher; or see `private`.
+        RefusedError: the teacher cannot be asked in this training; or see `private`.
     """
     bound, growth, scale = opened.bound_model, 1, 1.0
     if opened.batch_sizes is not None:
@@ -71,8 +71,8 @@ def work_for(
         run=training,
         features_folder=features_folder, teacher=teacher or opened.teacher,
     )  # fmt: skip
-    if trainer.teacher is not None and isinstance(training, OwnTraining):
-        raise RefusedError("--teacher with a function for local training: it would not ask the teacher")
+    if trainer.teacher is not None:
+        _check_teacher(trainer, trainer.teacher)
     local_trainer = trainer
     trainer, mechanism = private(trainer, opened.config, run_id=opened.setup.run_id, budget=budget)
     ready = Ready(
@@ -101,6 +101,17 @@ def work_for(
             closed_form=_closed_form_alone(opened),
         ),
     )  # fmt: skip
+
+
+def _check_teacher(trainer: Trainer, teacher: Teacher) -> None:
+    if isinstance(trainer.run, OwnTraining):
+        raise RefusedError("--teacher with a function for local training: it would not ask the teacher")
+    photos = trainer.train
+    if len(photos) and photos.teacher_images is None and photos.images.shape[1] != teacher.image_size:
+        raise RefusedError(
+            f"--teacher sees photos of {teacher.image_size} pixels, and photos in memory have one size. Use folders of "
+            f"photos, or --image-size {teacher.image_size}"
+        )
 
 
 def _closed_form_alone(opened: OpenedSetup) -> ClosedForm | None:

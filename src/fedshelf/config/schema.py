@@ -181,8 +181,9 @@ class RunConfig(Settings):
         "photos there (central), or in the stores and, from what their models say together, at the server "
         "(ensemble).", panel=MODEL, scope=Scope.SERVER, commands=DISTILL)] = "federated"  # fmt: skip
     teacher: Annotated[Path | None, Setting(help="Run whose model the stores learn from besides their labels: its "
-        "folder or id, or a model's folder. A store that has chosen a model of its own in that run learns from that "
-        "one (see docs/how-to/distill.md).", panel=MODEL, scope=Scope.SERVER, commands=DISTILLING)] = None  # fmt: skip
+        "folder or id; a store that has chosen a model of its own in that run learns from that one. Or a model's "
+        "folder, which is the same for all (see docs/how-to/distill.md).", panel=MODEL, scope=Scope.SERVER,
+        commands=DISTILLING)] = None  # fmt: skip
     teacher_digest: Annotated[str | None, Setting(help="Digest that the model of --teacher must have (default: what "
         "it has when the run is created).", panel=MODEL, commands=())] = None  # fmt: skip
     distill_weight: Annotated[float, Setting(help="Share of the teacher in the loss (alpha); the labels have the "

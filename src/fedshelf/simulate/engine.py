@@ -200,7 +200,7 @@ def simulate_stores(
 
 
 def _teachers(config: RunConfig) -> Path | None:
-    """The folder of the models that the stores of the teacher's run have chosen; None if the teacher is no run."""
+    """The folder of the models that stores have chosen in the teacher's run; None if the teacher is of no run."""
     folder = teacher_folder(config)
     return RunDirectory.open(folder.parent).stores if folder is not None and is_run(folder.parent) else None
 
