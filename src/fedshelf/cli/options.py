@@ -23,7 +23,7 @@ BASIC: dict[str, tuple[str, ...]] = {
     ),
     "distill": (
         "teacher", "student", "data_dir", "test_dir", "rounds", "run_dir", "mode", "unlabelled_dir", "distill_weight",
-        "temperature", "workers", "image_size", "local_epochs", "client_lr", "seed",
+        "temperature", "workers", "image_size", "seed",
     ),
     "client": ("data_dir", "server_address", "token", "name", "test_dir", "active_hours", "device"),
 }  # fmt: skip
