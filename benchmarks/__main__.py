@@ -16,6 +16,7 @@ from benchmarks import (
     acceptance,
     demo,
     digests,
+    distillation,
     dp_step,
     drift,
     edge,
@@ -216,6 +217,24 @@ def sales_command(
     """Train with synthetic sales of 8 stores, against the image model with the stores' mix of products."""
     text = sales.measure(work, photos_folder, seeds or [0])
     _report(context, "sales", Outcome(summary={}, text=text), write=write)
+
+
+@app.command("distillation")
+def distillation_command(
+    context: typer.Context,
+    seeds: Seeds = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the students.")] = 48,
+    only: Annotated[list[str] | None, _only(distillation.WAYS)] = None,
+    flag: Annotated[list[str] | None, typer.Option(help="A flag of the taught students, KEY=VALUE.")] = None,
+    write: Write = False,
+    photos_folder: Photos = photos.DEFAULT_FOLDER,
+    work: Work = Path("runs") / "distillation",
+) -> None:
+    """Train a light student with a pretrained teacher in three ways, against the same student alone."""
+    flags = [f"--{each}" for each in flag or ()]
+    ways = only or distillation.WAYS
+    text = distillation.measure(work, photos_folder, seeds or [0], rounds=rounds, flags=flags, ways=ways)
+    _report(context, "distillation", Outcome(summary={}, text=text), write=write)
 
 
 @app.command("scale")

@@ -126,3 +126,23 @@ def test_the_model_that_a_store_keeps_names_products_in_photos(pair: Site, drawn
     assert named.end() == 0, named.text()
     (line,) = named.events
     assert len(json.loads(line["text"])["predictions"]) == 4
+
+
+def test_stores_learn_from_the_models_that_they_have_chosen_deployed_as_simulated(pair: Site) -> None:
+    recipe = ("--val-fraction", "0.2", "--personalize", "finetune", "--finetune-lr", "0.02", "--image-size", "20")
+    deployed, alone, _ = three_ways(pair, "--rounds", "2", *recipe)
+
+    def taught_by(teacher: Path) -> tuple[str, ...]:
+        settings = pair.root / f"{teacher.name}-{teacher.parent.name}.toml"
+        settings.write_text(f"teacher = {json.dumps(str(teacher))}\nrounds = 2\nval-fraction = 0.2\n", encoding="utf-8")
+        return "--config", str(settings)
+
+    student, simulated, by_the_global = (pair.root / name for name in ("student", "simulated", "by-the-global"))
+    server = pair.server(*taught_by(deployed), "--run-dir", str(student))
+    clients = pair.clients()
+    assert server.end() == 0, server.text()
+    assert {name: client.end() for name, client in clients.items()} == dict.fromkeys(pair.names, 0)
+    pair.simulate(*taught_by(alone), run_dir=simulated)
+    assert same_model(student, simulated)
+    pair.simulate(*taught_by(alone / "model"), run_dir=by_the_global)
+    assert not same_model(simulated, by_the_global)

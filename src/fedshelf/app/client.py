@@ -15,6 +15,7 @@ from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.app.photos import FEATURES, NO_PHOTOS, StorePhotos, test_photos
 from fedshelf.app.run_photos import RunPhotos
 from fedshelf.app.setup import OpenedSetup, masking_terms, open_setup
+from fedshelf.app.teacher import own_teacher
 from fedshelf.app.work import work_for
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
@@ -58,11 +59,12 @@ from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.storage.blob_cache import BlobCache
 from fedshelf.storage.client_states import FileClientStates
 from fedshelf.storage.held_model import FileHeldModel
-from fedshelf.storage.model_files import CARD
+from fedshelf.storage.model_files import CARD, load_model_files, save_model
 from fedshelf.storage.task_log import TaskLog
 from fedshelf.storage.trained_photos import FOLDER, TrainedPhotosLog
 from fedshelf.training.batch_size import bytes_needed, candidates
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.distillation import Teacher
 from fedshelf.training.loop import Run, alone
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import Trainer
@@ -296,6 +298,7 @@ class StoreClient:
         self._photos = run_photos
         return work_for(
             self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save,
+            teacher=self._own_teacher(self._opened),
             training=self._training,
             budget=self._budget, per_product=self._policy.metrics.counts_products,
             features_folder=cache.root / FEATURES,
@@ -316,6 +319,19 @@ class StoreClient:
         )  # fmt: skip
         self._has_chosen = True
         self._on_choice(comparison, folder)
+
+    def _own_teacher(self, opened: OpenedSetup) -> Teacher | None:
+        """The model that this store has chosen in the teacher's run: set aside, before another takes its place."""
+        if opened.sent_teacher is None:
+            return None
+        chosen, aside = places.client_model(self._place.state_dir), self._place.state_dir / "teacher"
+        for folder in (aside, chosen):
+            found = own_teacher(folder, opened.sent_teacher, opened.catalogue.names, opened.bound_model.compute.device)
+            if found is not None and folder is chosen:
+                save_model(aside, *load_model_files(chosen))
+            if found is not None:
+                return found
+        return None
 
     def _batch_size(self, setup: Setup, opened: OpenedSetup, photos: StorePhotos) -> int | None:
         """Return the client's own batch size, if it has one: measured once per setup and kept across restarts."""

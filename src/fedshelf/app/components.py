@@ -48,6 +48,7 @@ from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.scheduling.work_assignment import Pacing
 from fedshelf.scheduling.workload import Workload
 from fedshelf.training.bound_model import TrainingSettings
+from fedshelf.training.distillation import Distillation
 from fedshelf.training.optimizer import client_lr
 
 logger = logging.getLogger(__name__)
@@ -254,7 +255,15 @@ def training_of(config: RunConfig) -> TrainingSettings:
         local_epochs=config.local_epochs, augmentation=Augmentation() if config.augment else None,
         loss=component_of(config, "loss"), backbone_lr_factor=config.backbone_lr_factor,
         head_lr_factor=config.head_lr_factor, unfreeze_after=config.unfreeze_after,
+        distillation=distillation_of(config),
     )  # fmt: skip
+
+
+def distillation_of(config: RunConfig) -> Distillation | None:
+    """How much stores learn from the run's teacher; None if there is none."""
+    if config.teacher_digest is None:
+        return None
+    return Distillation(weight=config.distill_weight, temperature=config.temperature)
 
 
 def most_epochs(config: RunConfig) -> int:

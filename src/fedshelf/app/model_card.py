@@ -185,9 +185,18 @@ def _by_product(results: ProductResults) -> dict[str, Any]:
 
 def _training(config: RunConfig, rounds: int) -> dict[str, Any]:
     adapter = {"adapter": {"rank": config.adapter_rank, "alpha": config.adapter_alpha, "merged": True}}
+    distilled = {
+        "distillation": {
+            "teacher": config.teacher_digest, "weight": config.distill_weight, "temperature": config.temperature,
+        }
+    }  # fmt: skip
+    ensemble = {"ensemble": {"steps": config.ensemble_steps, "learning_rate": config.ensemble_lr}}
     return {
         "algorithm": config.algorithm, "rounds": rounds, "seed": config.seed, "train": config.train,
+        **({"dp": config.dp} if config.dp != "none" else {}),
         **(adapter if config.train == "adapter" else {}),
+        **(distilled if config.teacher_digest else {}),
+        **(ensemble if config.unlabelled_dir else {}),
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Loads the photos that a run trains and tests with."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from fedshelf.core.errors import DataError
 from fedshelf.core.text import some
 from fedshelf.data.cache import PhotoCache, none_usable
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import load_photos, warn_of_left_out
+from fedshelf.data.dataset import LoadedPhotos, load_photos, warn_of_left_out
 from fedshelf.data.folder import PhotoFolder, has_split, scan
 from fedshelf.data.photo_dates import UNKNOWN, photo_dates, warn_of_undated
 from fedshelf.data.photo_set import PhotoSet
@@ -93,7 +93,7 @@ def load_store_photos(found: PhotoFolder, opened: OpenedSetup, cache: PhotoCache
             else "it holds no training photo of a class in the run's catalogue: its products are called "
             f"{some(train.left_out)}; give its folders the names that the other stores use"
         )
-    bound, sets = opened.bound_model, [train.photo_set, validation.photo_set]
+    bound, sets = opened.bound_model, [_with_teachers(loaded, opened, cache) for loaded in (train, validation)]
     if bound.head is not None:
         sets = [featurized(bound, s, cache=cache.root / FEATURES, views=config.feature_views) for s in sets]
     sales = None
@@ -104,6 +104,17 @@ def load_store_photos(found: PhotoFolder, opened: OpenedSetup, cache: PhotoCache
             warn_of_undated(np.concatenate(days), whose=store)
         sets = [sales.joined(photos, days_N) for photos, days_N in zip(sets, days, strict=True)]
     return StorePhotos(train=sets[0], validation=sets[1], num_left_out=left_out.total(), sales=sales)
+
+
+def _with_teachers(loaded: LoadedPhotos, opened: OpenedSetup, cache: PhotoCache) -> PhotoSet:
+    """The photos, with copies at the size of the run's teacher if it has another."""
+    teacher, photos = opened.teacher, loaded.photo_set
+    if teacher is None or teacher.image_size == opened.config.image_size:
+        return photos
+    larger = load_photos(loaded.files, opened.catalogue, cache, teacher.image_size, allow_empty=True)
+    if len(larger.photo_set) != len(photos):
+        raise DataError("a photo became unusable while the photos were opened. Try again")
+    return replace(photos, teacher_images=larger.photo_set.images)
 
 
 def scan_test_photos(folder: Path) -> PhotoFolder:

@@ -9,6 +9,7 @@ from functools import partial
 from fedshelf.app.components import optional_components
 from fedshelf.app.model import ModuleFactory
 from fedshelf.app.run_validation import check_run
+from fedshelf.app.teacher import with_teacher
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig, recommended
 from fedshelf.core.errors import FedShelfError, ModelError, RunError, UsageError
@@ -106,7 +107,7 @@ def open_run(
         RunError: the directory has different settings (listed), another process runs it, or it cannot be written to.
         UsageError: there is no run to extend, or settings are invalid (all are listed).
     """
-    config = with_own_model(config, make_module)
+    config = with_teacher(with_own_model(config, make_module))
     existing = _existing_run(config)
     check_run(config, make_module, existing)
     if existing is not None:

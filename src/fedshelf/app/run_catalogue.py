@@ -84,6 +84,8 @@ def problems_with_changes(config: RunConfig) -> list[str]:
         problems.append(
             f"--algorithm {config.algorithm}: there is no moment between two rounds at which no store trains"
         )
+    if config.teacher is not None or config.teacher_digest is not None:
+        problems.append("--teacher: the teacher does not know products that it was not trained on")
     if config.train == "sales":
         problems.append("--train sales: the output layer is frozen and would never learn a new product")
     return problems

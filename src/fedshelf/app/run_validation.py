@@ -21,11 +21,13 @@ from fedshelf.app.components import (
 from fedshelf.app.differential_privacy import problem_with_model, problems_with_configuration
 from fedshelf.app.model import ModuleFactory, bound_model_of, module_of, trainable_module_of
 from fedshelf.app.photos import scan_test_photos
+from fedshelf.app.teacher import problems_with_teacher
 from fedshelf.compression.chain import parse
 from fedshelf.compression.modular import Modular
 from fedshelf.compression.sum_stage import EncodeSummand
 from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import ModelError, UsageError
 from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
@@ -66,7 +68,7 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
         or (None if make_module else _problem_with_own_model(config))
         or (None if has_weights else _problem_with_weights(config, make_module)),
         *_problems_with_codecs(config), *_problems_with_asynchrony(config), *_problems_with_sums(config),
-        *_problems_with_sales(config),
+        *_problems_with_sales(config), *problems_with_teacher(config), *_problems_with_ensemble(config),
         *_problems_with_summed_codes(config),
         *problems_with_configuration(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
@@ -75,6 +77,7 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
         ("catalogue", None if has_catalogue else config.catalogue, file_problem),
         ("aliases", None if has_catalogue else config.aliases, file_problem),
         ("data-dir", config.data_dir, folder_problem), ("test-dir", config.test_dir, folder_problem),
+        ("unlabelled-dir", config.unlabelled_dir, folder_problem),
     ):  # fmt: skip
         if path is not None and (problem := find(path)):
             problems.append(f"--{key} {path}: {problem}")
@@ -312,6 +315,29 @@ def _problems_with_sales(config: RunConfig) -> list[str]:
         if config.init is None:
             found.append("--train sales needs an image model that is trained already: add --init FILE")
     return found
+
+
+def _problems_with_ensemble(config: RunConfig) -> list[str]:
+    """What learning from the stores' models at the server cannot be combined with."""
+    if config.unlabelled_dir is None:
+        return []
+    needs = "the server asks each store's own model about its photos"
+    hiding = [stage.declares.setting for stage in (mask_of(config), encryption_of(config)) if stage.is_on]
+    why = dict.fromkeys(hiding, f"{needs}, and sees none of them")
+    if not hiding and uploads_of(config).summand is not None:
+        why[f"--codec-up {config.codec_up}"] = f"{needs}, and sees only their sum"
+    algorithm, globally = algorithm_of(config), Candidate.GLOBAL in personalization_of(config).candidates
+    others = {
+        f"--dp {config.dp}": (config.dp == "client", f"{needs}, to which no noise is added"),
+        f"--algorithm {config.algorithm}": (
+            algorithm.sums or isinstance(algorithm, Asynchronous), f"{needs} after each round",
+        ),
+        f"--train {config.train}": (config.train in ("head", "sales"), "stores train on features, not on photos"),
+        f"--local-work {config.local_work}": (config.local_work != "fixed", "uploads of unequal work are scaled"),
+        f"--personalize {config.personalize}": (not globally, "a part of each model stays in its store"),
+    }  # fmt: skip
+    why |= {flag: reason for flag, (is_set, reason) in others.items() if is_set}
+    return [f"{flag} with --unlabelled-dir: {reason}. Leave one of the two out" for flag, reason in why.items()]
 
 
 def _problems_with_sums(config: RunConfig) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedshelf.algorithms.base import Asynchronous
@@ -28,22 +29,24 @@ from fedshelf.app.model_card import save_global, save_initial
 from fedshelf.app.photos import scan_test_photos, test_photos
 from fedshelf.app.run import OpenedRun
 from fedshelf.app.run_catalogue import RunCatalogue
+from fedshelf.app.teacher import TeacherModel, teacher_of
 from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import Candidate
-from fedshelf.core.errors import DataError, UsageError
+from fedshelf.core.errors import DataError, ModelError, UsageError
 from fedshelf.core.events import RoundFinished, WeightsLoaded
 from fedshelf.core.ports import Checkpoints, IdentityKey, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.folder import class_folder
+from fedshelf.data.photo_files import Photo, photos_below
 from fedshelf.models.head import head_names
 from fedshelf.models.initial_weights import load_initial_weights, read_initial_weights
 from fedshelf.models.weights_packages import pretrained_source
 from fedshelf.privacy.homomorphic import cost
 from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
-from fedshelf.rounds.plan import GlobalModel, Plan, Ports
+from fedshelf.rounds.plan import GlobalModel, Plan, Ports, SentTeacher
 from fedshelf.rounds.server import Server
 from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.storage.background import BackgroundCheckpoints
@@ -52,6 +55,7 @@ from fedshelf.storage.model_files import has_model
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.product_results import confusion_table
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.ensemble import Ensemble
 from fedshelf.training.trainer import Score, evaluate
 
 logger = logging.getLogger(__name__)
@@ -106,7 +110,8 @@ def make_server(
     plan = plan_of(
         config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
     )  # fmt: skip
-    plan = replace(plan, noisy_mean=noisy_mean_of(config), delta=delta_of(config))
+    teacher = teacher_of(config)
+    plan = replace(plan, noisy_mean=noisy_mean_of(config), delta=delta_of(config), teacher=_sent(teacher))
     evaluator = _unless_personal(config, make_evaluator or _evaluate_here(config))
     checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
     ports = Ports(
@@ -116,7 +121,9 @@ def make_server(
     )  # fmt: skip
     return Server(
         plan=plan, ports=ports, algorithm=algorithm_of(config),
-        build_model=partial(_global_model, run, evaluator=partial(evaluator, plan), make_module=make_module),
+        build_model=partial(
+            _global_model, run, evaluator=partial(evaluator, plan), make_module=make_module, teacher=teacher
+        ),
         keep_catalogue=saved.keep,
         # A simulation's result must not depend on when somebody changes a file. It is used at the next start.
         changed_catalogue=saved.changed if virtual is None else lambda: None,
@@ -125,17 +132,18 @@ def make_server(
 
 def _global_model(
     run: OpenedRun, catalogue: Catalogue, *, evaluator: Callable[[Catalogue, BoundModel], Evaluate | None],
-    make_module: ModuleFactory | None,
+    make_module: ModuleFactory | None, teacher: TeacherModel | None,
 ) -> GlobalModel:  # fmt: skip
     """Create the run's model over the classes of `catalogue`.
 
     Raises:
-        UsageError: --byte-budget is too small for it.
+        UsageError: --byte-budget is too small for it, or --teacher knows other products.
     """
     config, kept = run.config, has_model(run.directory.initial_model)
     named = config.model_copy(update={"pretrained": config.pretrained and not kept})
     bound = bound_model_of(named, catalogue, device=config.device, make_module=make_module)
     _check_budget(config, bound)
+    _check_teacher(teacher, catalogue)
     loaded = None
     if kept:
         loaded = _load_kept(bound, run.directory, catalogue)
@@ -151,6 +159,7 @@ def _global_model(
     elif bound.frozen_values() is not None:  # which would be drawn differently for a catalogue that has grown
         save_initial(run.directory.initial_model, bound, catalogue, None)
     evaluate_on_server = evaluator(catalogue, bound)
+    ensemble = _ensemble_of(named, catalogue, bound, make_module)
     known: list[bool] = []
     if evaluate_on_server and config.test_dir:
         classes = [class_folder(photo.class_path) for photo in scan_test_photos(config.test_dir).train]
@@ -172,7 +181,26 @@ def _global_model(
         loaded=loaded,
         num_test=sum(known) if known else None,
         num_test_left_out=known.count(False),
+        fuse=None if ensemble is None else ensemble.fuse,
     )
+
+
+def _ensemble_of(
+    config: RunConfig, catalogue: Catalogue, bound: BoundModel, make_module: ModuleFactory | None
+) -> Ensemble | None:
+    """What distills the stores' models of a round, on a model of its own: `bound` is used by other threads."""
+    if config.unlabelled_dir is None:
+        return None
+    fresh = config.model_copy(update={"pretrained": False})
+    own = bound_model_of(fresh, catalogue, device=config.device, make_module=make_module)
+    own.params.frozen.copy_(bound.params.frozen)
+    files = [Photo(class_path="", path=path) for path in photos_below(config.unlabelled_dir)]
+    if not files:
+        raise DataError(f"--unlabelled-dir '{config.unlabelled_dir}' holds no photo")
+    images = PhotoCache(root=places.photo_cache()).open(files, config.image_size).images
+    return Ensemble(
+        bound_model=own, images=images, num_steps=config.ensemble_steps, learning_rate=config.ensemble_lr
+    )  # fmt: skip
 
 
 def encryption_cost(config: RunConfig, bound: BoundModel) -> str:
@@ -197,6 +225,18 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
             f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} MB per client and round, "
             "half each way, with the smallest codec"
         )
+
+
+def _sent(teacher: TeacherModel | None) -> SentTeacher | None:
+    return None if teacher is None else SentTeacher(description=teacher.text, values=teacher.values)
+
+
+def _check_teacher(teacher: TeacherModel | None, catalogue: Catalogue) -> None:
+    if teacher is not None:
+        try:
+            teacher.open(catalogue.names, torch.device("cpu"))
+        except ModelError as error:
+            raise UsageError(f"--teacher: {error}") from None
 
 
 def _load_kept(bound: BoundModel, directory: RunDirectory, catalogue: Catalogue) -> WeightsLoaded | None:

@@ -15,11 +15,12 @@ from fedshelf.app.components import (
 )
 from fedshelf.app.differential_privacy import noisy_mean_of
 from fedshelf.app.model import ModuleFactory, bound_model_of
+from fedshelf.app.teacher import TeacherModel
 from fedshelf.compression.download import name_of
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
-from fedshelf.core.errors import RefusedError
+from fedshelf.core.errors import ModelError, RefusedError
 from fedshelf.core.messages import Setup
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import Personalization
@@ -31,6 +32,7 @@ from fedshelf.rounds.sums.masking_client import MaskingTerms
 from fedshelf.training.batch_size import BatchSizes
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.compiled import compile_forward
+from fedshelf.training.distillation import Teacher
 
 MAX_RUN_ID_CHARACTERS = 200
 
@@ -49,6 +51,8 @@ class OpenedSetup:
         personalization: what stays at the stores.
         closed_form: computes the output layer in closed form, if the run does that before or after its rounds.
         batch_sizes: measures the fastest batch size if each client has its own, else None.
+        sent_teacher: what the server has sent to learn from; None: nothing.
+        teacher: the same, ready to be asked.
     """
 
     setup: Setup
@@ -60,6 +64,8 @@ class OpenedSetup:
     personalization: Personalization
     closed_form: Algorithm | None = None
     batch_sizes: BatchSizes | None = None
+    sent_teacher: TeacherModel | None = None
+    teacher: Teacher | None = None
 
     @cached_property
     def encryption(self) -> EncryptionTerms | None:
@@ -99,6 +105,7 @@ def open_setup(
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
     _load_frozen(bound_model, setup)
+    sent = TeacherModel.of_setup(setup, config)
     if config.compile == "on":
         bound_model = compile_forward(bound_model, config.image_size)
     layout, closed_form = bound_model.params.layout, closed_form_of(config)
@@ -108,7 +115,8 @@ def open_setup(
         algorithm=algorithm,
         closed_form=None if closed_form is None else closed_form.for_model(layout, bound_model.output_layer),
         uploads=uploads_of(config).of(algorithm, layout), personalization=personalization_of(config),
-        batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
+        batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None, sent_teacher=sent,
+        teacher=None if sent is None else _opened_teacher(sent, catalogue, bound_model),
     )  # fmt: skip
 
 
@@ -126,6 +134,13 @@ def masking_terms(opened: OpenedSetup) -> MaskingTerms | None:
         sends_sums=opened.algorithm.counts_photos,
         closed_form=None if closed_form is None else opened.uploads.of(closed_form, layout).summand,
     )  # fmt: skip
+
+
+def _opened_teacher(sent: TeacherModel, catalogue: Catalogue, bound: BoundModel) -> Teacher:
+    try:
+        return sent.open(catalogue.names, bound.compute.device)
+    except ModelError as error:
+        raise RefusedError(str(error)) from None
 
 
 def _load_frozen(bound: BoundModel, setup: Setup) -> None:

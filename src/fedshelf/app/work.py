@@ -11,6 +11,7 @@ from fedshelf.app.differential_privacy import private, tells_of_validation, with
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
 from fedshelf.config import files
+from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Comparison, Ready
 from fedshelf.core.rng import Rng
 from fedshelf.data.photo_set import PhotoSet
@@ -21,7 +22,9 @@ from fedshelf.privacy.withholding import only_noised
 from fedshelf.rounds.client import Work
 from fedshelf.training.batch_size import lr_scale
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.distillation import Teacher
 from fedshelf.training.loop import Run, alone
+from fedshelf.training.own_training import OwnTraining
 from fedshelf.training.trainer import Trainer
 
 SaveModel = Callable[[OpenedSetup, StorePhotos, BoundModel, Comparison], None]
@@ -33,7 +36,7 @@ def work_for(
     features_folder: Path | None = None,
     test: Callable[[], PhotoSet | None] = lambda: None,
     save: SaveModel = lambda opened, photos, bound, comparison: None,
-    per_product: bool = True, budget: Budget = NO_BUDGET,
+    per_product: bool = True, budget: Budget = NO_BUDGET, teacher: Teacher | None = None,
 ) -> Work:  # fmt: skip
     """Create the work of one client.
 
@@ -48,9 +51,13 @@ def work_for(
         save: saves the model that the client chooses then.
         per_product: whether the client counts by product, if it is asked to.
         budget: the store's privacy budget.
+        teacher: the store's own model to learn from; None: the one that the server has sent, if any.
 
     Returns:
         The work.
+
+    Raises:
+        RefusedError: the teacher cannot be asked in this training; or see `private`.
     """
     bound, growth, scale = opened.bound_model, 1, 1.0
     if opened.batch_sizes is not None:
@@ -62,8 +69,10 @@ def work_for(
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
         renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale,
         run=training,
-        features_folder=features_folder,
+        features_folder=features_folder, teacher=teacher or opened.teacher,
     )  # fmt: skip
+    if trainer.teacher is not None:
+        _check_teacher(trainer, trainer.teacher)
     local_trainer = trainer
     trainer, mechanism = private(trainer, opened.config, run_id=opened.setup.run_id, budget=budget)
     ready = Ready(
@@ -92,6 +101,17 @@ def work_for(
             closed_form=_closed_form_alone(opened),
         ),
     )  # fmt: skip
+
+
+def _check_teacher(trainer: Trainer, teacher: Teacher) -> None:
+    if isinstance(trainer.run, OwnTraining):
+        raise RefusedError("--teacher with a function for local training: it would not ask the teacher")
+    photos = trainer.train
+    if len(photos) and photos.teacher_images is None and photos.images.shape[1] != teacher.image_size:
+        raise RefusedError(
+            f"--teacher sees photos of {teacher.image_size} pixels, and photos in memory have one size. Use folders of "
+            f"photos, or --image-size {teacher.image_size}"
+        )
 
 
 def _closed_form_alone(opened: OpenedSetup) -> ClosedForm | None:

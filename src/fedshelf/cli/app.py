@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "audit-log": "fedshelf.cli.audit_log:audit_log",
     "privacy": "fedshelf.cli.privacy:app",
     "simulate": "fedshelf.cli.simulate:simulate",
+    "distill": "fedshelf.cli.distill:distill",
     "predict": "fedshelf.cli.predict:predict",
     "evaluate": "fedshelf.cli.evaluate:evaluate",
     "export": "fedshelf.cli.export:export",

@@ -1,13 +1,15 @@
 """The `fedshelf runs` commands: list, show, compare and stop runs."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, print_json
+from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.text import did_you_mean
 from fedshelf.tracking.terminal import make_console
@@ -89,6 +91,7 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
             {
                 **summary.to_record(), "privacy": report.to_record() if report else None,
                 "protections": protections_of(settings), "codec_up": settings.get("codec-up", "none"),
+                "teacher": _teacher(settings),
             },
             indent=1,
         )  # fmt: skip
@@ -100,6 +103,18 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
         *heading(summary, directory.config_toml, width=width), rounds_table(summary), *remarks, *privacy_lines(report),
         *product_tables(summary, personalize=personalize), *gain_table(summary),
     )  # fmt: skip
+
+
+def _teacher(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run has learned from besides labels."""
+    if "teacher-digest" not in settings:
+        return None
+    fields = RunConfig.model_fields
+    return {
+        "model": settings.get("teacher"), "digest": settings["teacher-digest"],
+        "weight": settings.get("distill-weight", fields["distill_weight"].default),
+        "temperature": settings.get("temperature", fields["temperature"].default),
+    }  # fmt: skip
 
 
 @app.command()

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from fedshelf.config.schema import NEWER, RENAMED, ClientConfig, RunConfig, Settings, implied, recommended, select
+from fedshelf.config.schema import (
+    DISTILL,
+    NEWER,
+    RENAMED,
+    SIMULATE,
+    ClientConfig,
+    RunConfig,
+    Settings,
+    implied,
+    recommended,
+    select,
+)
 from fedshelf.config.without_effect import of_unused_components, without_effect
 from fedshelf.core.errors import RefusedError, UsageError
 from fedshelf.core.settings import Scope
@@ -248,7 +259,7 @@ def of_a_server(config: RunConfig) -> RunConfig:
             config.quorum, config.min_clients, config.quorum,
         )  # fmt: skip
     fields = RunConfig.model_fields
-    simulated = [name for name, flag in RunConfig.flags().items() if flag.commands == ("simulate",)]
+    simulated = [name for name, flag in RunConfig.flags().items() if flag.commands in (SIMULATE, DISTILL)]
     return config.model_copy(update={name: fields[name].default for name in simulated})
 
 

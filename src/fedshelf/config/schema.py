@@ -18,6 +18,7 @@ from fedshelf.core.choices import (
     AttackName,
     CompileChoice,
     DeviceName,
+    DistillMode,
     EngineName,
     LocalWork,
     Metric,
@@ -50,6 +51,7 @@ from fedshelf.models.registry import MODELS
 
 C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
+DISTILL, DISTILLING = ("distill",), ("distill", "server")
 RENAMED: Mapping[str, str] = {"speeds": "slowdowns"}
 """Former names of fields. They still work as keys and flags, and log the current name once."""
 NEWER = (
@@ -76,6 +78,11 @@ NEWER = (
     "noise_at",
     "projection",
     "he_scope",
+    "mode",
+    "distill_weight",
+    "temperature",
+    "ensemble_steps",
+    "ensemble_lr",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _WORDS: Mapping[str, tuple[str, ...]] = {"norm_bound": ("auto", "off"), "clip_norm": ("adaptive",)}
@@ -169,6 +176,29 @@ class RunConfig(Settings):
         "(fedshelf[weights]: tf_efficientnet_lite0), otherwise timm's (needs internet). Changes the defaults of some "
         "other flags (see docs/how-to/start-from-pretrained-weights.md).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip
+
+    mode: Annotated[DistillMode, Setting(help="Where the student learns: in the stores (federated), at the server from "
+        "photos there (central), or in the stores and, from what their models say together, at the server "
+        "(ensemble).", panel=MODEL, scope=Scope.SERVER, commands=DISTILL)] = "federated"  # fmt: skip
+    teacher: Annotated[Path | None, Setting(help="Run whose model the stores learn from besides their labels: its "
+        "folder or id; a store that has chosen a model of its own in that run learns from that one. Or a model's "
+        "folder, which is the same for all (see docs/how-to/distill.md).", panel=MODEL, scope=Scope.SERVER,
+        commands=DISTILLING)] = None  # fmt: skip
+    teacher_digest: Annotated[str | None, Setting(help="Digest that the model of --teacher must have (default: what "
+        "it has when the run is created).", panel=MODEL, commands=())] = None  # fmt: skip
+    distill_weight: Annotated[float, Setting(help="Share of the teacher in the loss (alpha); the labels have the "
+        "rest. 0 trains without a teacher.", ge=0, le=1, panel=MODEL, only_with=("teacher",),
+        commands=DISTILLING)] = 0.9  # fmt: skip
+    temperature: Annotated[float, Setting(help="What the logits of teacher and student are divided by (T).", gt=0,
+        le=100, panel=MODEL, only_with=("teacher",), commands=DISTILLING)] = 1.0  # fmt: skip
+    unlabelled_dir: Annotated[Path | None, Setting(help="Photos at the server, of any products and in any folders, on "
+        "which the stores' models of a round are distilled into one (FedDF).", panel=MODEL, scope=Scope.SERVER,
+        commands=DISTILLING)] = None  # fmt: skip
+    ensemble_steps: Annotated[int, Setting(help="With --unlabelled-dir: steps at the server after each round.", ge=1,
+        panel=MODEL, scope=Scope.SERVER, only_with=("unlabelled_dir",), commands=DISTILLING)] = 100  # fmt: skip
+    ensemble_lr: Annotated[float, Setting(help="With --unlabelled-dir: first learning rate of these steps (Adam).",
+        gt=0, panel=MODEL, scope=Scope.SERVER, only_with=("unlabelled_dir",),
+        commands=DISTILLING)] = 0.001  # fmt: skip
 
     train: Annotated[TrainName, Setting(help="What is trained: all, the output layer (head; photos are then computed "
         "up to it once), or that and the normalization layers (norm) or low-rank adapters of the other linear layers "
@@ -430,6 +460,8 @@ def implied(given: Mapping[str, Any]) -> dict[str, Any]:
 def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values, by field, that suit the settings that are `given`, where they are not the usual defaults."""
     found: dict[str, Any] = {}
+    if given.get("mode") == "central":
+        found["min_clients"] = 1
     if given.get("secagg") or given.get("he"):  # weights by examples need room
         found |= {"codec_up": "modular:16" if given.get("weights") == "equal" else "modular:32", "min_clients": 3}
         if given.get("algorithm") == "fedbuff":  # whose weights are up to 16

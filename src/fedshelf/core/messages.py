@@ -36,7 +36,7 @@ from fedshelf.core.class_folder import ProductCount as ProductCount
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 MAX_CANDIDATES = 64
 """Maximum number of models that a store is asked to choose among."""
 RUN_FINISHED = "the run is finished"
@@ -53,6 +53,7 @@ PARAMS, DELTA, FROZEN = "params", "delta", "frozen"
 CANDIDATES = "candidates"
 """Name of the auxiliary vector of an evaluation's broadcast that holds models to choose among."""
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
+TEACHER = AUXILIARY + "teacher"
 """Names of the two segments of an encoded main vector, and the prefix of vectors that an algorithm adds."""
 
 
@@ -122,11 +123,12 @@ class Setup:
 
     Attributes:
         frozen: digest of the values that never change; "" if all do.
-        vectors: these values, `frozen` [F]; empty if all change.
+        vectors: these values, `frozen` [F]; and those of the teacher, `auxiliary.teacher` [V]; empty if there are none.
         run_id: the run.
         config: the client's part of the run's configuration (TOML text).
         catalogue: maps class index to name and member paths (JSON text).
         layout_digest: digest of the model's layout.
+        teacher: the model that stores learn from, without its values (JSON text); "" for none.
     """
 
     run_id: Identifier
@@ -134,12 +136,18 @@ class Setup:
     catalogue: Text
     layout_digest: Identifier
     frozen: Identifier = ""
+    teacher: Text = ""
     vectors: Mapping[str, Vector] = field(default_factory=dict, compare=False)
 
     @property
     def frozen_values(self) -> Tensor | None:
         """[F]: the values that never change; None if all do."""
         return _plain(self.vectors, FROZEN) if FROZEN in self.vectors else None
+
+    @property
+    def teacher_values(self) -> Tensor | None:
+        """[V]: the values of the model that stores learn from; None if they learn from none."""
+        return _plain(self.vectors, TEACHER) if TEACHER in self.vectors else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

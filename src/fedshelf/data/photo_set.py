@@ -18,10 +18,13 @@ class PhotoSet:
         images: uint8 [N, S, S, 3], RGB; read-only (index it with a list, which copies, to make a batch). Or, instead of
             the photos, features of V views of each: float32 [N, V, D] (`training.features`).
         labels: int64 [N], indices into the catalogue.
+        teacher_images: the same photos at a teacher's size (`training.distillation`); None: there is no teacher, or it
+            takes `images`.
     """
 
     images: NDArray[Any]
     labels: NDArray[np.int64]
+    teacher_images: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):

@@ -242,4 +242,8 @@ def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64])
 
 
 def _joined(one: PhotoSet, other: PhotoSet) -> PhotoSet:
-    return PhotoSet(np.concatenate([one.images, other.images]), np.concatenate([one.labels, other.labels]))
+    for_teacher = None
+    if one.teacher_images is not None and other.teacher_images is not None:
+        for_teacher = np.concatenate([one.teacher_images, other.teacher_images])
+    images, labels = (np.concatenate(parts) for parts in ((one.images, other.images), (one.labels, other.labels)))
+    return PhotoSet(images, labels, for_teacher)

@@ -181,16 +181,20 @@ def sum_clipped(local_run: LocalRun, clip_norm: float, clipping: Clipping) -> No
     }
     into = Params(bound.gradients, bound.params.layout).views(frozen=False)
 
-    def loss(named: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+    def loss(named: dict[str, Tensor], image: Tensor, label: Tensor, asked_K: Tensor | None) -> Tensor:
         return bound.loss(
             image.unsqueeze(0), label.unsqueeze(0), local_run.calibration,
+            teacher_BK=None if asked_K is None else asked_K.unsqueeze(0),
             forward=lambda given: functional_call(bound.trained, named, (given,)),
         )  # fmt: skip
 
-    together = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+    asked_BK = batch.teacher_logits
+    together = vmap(grad(loss), in_dims=(None, 0, 0, None if asked_BK is None else 0), randomness="different")
     chunk = max(1, MEMORY // (4 * sum(value.numel() for value in moved.values())))
-    for images, labels in zip(batch.images.split(chunk), batch.labels.split(chunk), strict=True):
-        found = together(moved, images, labels)
+    for start in range(0, len(batch.labels), chunk):
+        some = slice(start, start + chunk)
+        asked = None if asked_BK is None else asked_BK[some]
+        found = together(moved, batch.images[some], batch.labels[some], asked)
         with torch.no_grad():
             for names, factors_B in _factors(found, clip_norm, clipping):
                 for name in names:

@@ -1,7 +1,7 @@
 """The plan of a run, its model and ports, and the objects that its rounds share."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.choices import SamplingName
 from fedshelf.core.events import RoundFinished, WeightsLoaded
-from fedshelf.core.messages import FROZEN, Setup
+from fedshelf.core.messages import FROZEN, TEACHER, Setup
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Checkpoints, Clock, IdentityKey, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.core.rng import Rng
@@ -70,6 +70,8 @@ class GlobalModel:
         head: name of the output layer; "" if it is not a single linear one.
         rows: names of the tensors with one row of values per class.
         note: what the run costs besides training, for people; "" if there is nothing to say.
+        fuse: makes one model [S] of those of a round's clients, each [S], and their average, with a generator of the
+            round; None: the average is the model.
     """
 
     layout: Layout
@@ -83,6 +85,20 @@ class GlobalModel:
     head: str = ""
     rows: frozenset[str] = frozenset()
     note: str = ""
+    fuse: Callable[[Iterable[Tensor], Tensor, Rng], Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SentTeacher:
+    """A model that stores learn from.
+
+    Attributes:
+        description: what it is (JSON text).
+        values: its values [V].
+    """
+
+    description: str
+    values: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -120,6 +136,7 @@ class Plan:
         threshold: with masked uploads, members whose shares open the sum; None: more than two thirds.
         evaluates: whether stores tell how models do on their photos, each for itself or in a sum.
         encryption: whether uploads are encrypted, and who decrypts.
+        teacher: what stores learn from besides their labels; None: nothing.
     """
 
     run_id: str
@@ -152,6 +169,7 @@ class Plan:
     threshold: int | None = None
     evaluates: bool = True
     encryption: Encryption = NOT_ENCRYPTED
+    teacher: SentTeacher | None = None
 
     def after(self, refits: Sequence[int]) -> "Plan":
         """The plan of a run in which some rounds were not trained in, but computed the output layer anew."""
@@ -214,9 +232,12 @@ def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout, frozen: Tensor | 
         layout: the model's layout.
         frozen: [F]: the values that never change; None if all do.
     """
+    teacher = plan.teacher
+    vectors = {FROZEN: frozen, TEACHER: None if teacher is None else teacher.values}
     return Setup(
         run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=layout.digest,
-        frozen="" if frozen is None else name_of(frozen), vectors={} if frozen is None else {FROZEN: frozen},
+        frozen="" if frozen is None else name_of(frozen), teacher="" if teacher is None else teacher.description,
+        vectors={name: vector for name, vector in vectors.items() if vector is not None},
     )  # fmt: skip
 
 

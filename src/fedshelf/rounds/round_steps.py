@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from torch import Tensor
+
 from fedshelf.algorithms.aggregation import (
     TIMES_COUNT,
     capped,
@@ -347,7 +349,19 @@ class RoundSteps:
             # A restarted server adds up the same uploads: with others, the round would be released twice.
             self._ports.checkpoints.save_open_round(replace(opened, cohort=tuple(names)))
             aggregate = self._noised(aggregate, Within.of(found), progress, state, opened)
-        return self._algorithm.server_update(state.model, aggregate, len(opened.live)), verdicts
+        model = self._algorithm.server_update(state.model, aggregate, len(opened.live))
+        return self._fused(model, (uploads[name].delta for name in kept), state, opened), verdicts
+
+    def _fused(
+        self, model: ModelState, deltas: Iterable[Tensor], state: ServerState, opened: OpenRound
+    ) -> ModelState:  # fmt: skip
+        """The model that the clients' models together teach, if the run does that."""
+        fuse = self._context.model.fuse
+        if fuse is None or self._context.closed_form:
+            return model
+        own = (state.model.published + delta for delta in deltas)
+        rng = self._plan.rng.fork(round=opened.key.round, purpose="ensemble")
+        return replace(model, params=fuse(own, model.params, rng))
 
     def _noised(
         self, aggregate: Aggregate, within: Within, progress: RoundProgress, state: ServerState, opened: OpenRound

@@ -23,6 +23,7 @@ from fedshelf.core.messages import (
     DELTA,
     FROZEN,
     PARAMS,
+    TEACHER,
     Broadcast,
     ClientMessage,
     ServerMessage,
@@ -118,8 +119,10 @@ class Header:
             fields["vectors"] = joined = _join_vectors(fields.get("vectors"), rest, main)
             encoded = any(isinstance(vector, Encoded) for vector in joined.values())
             if self.kind is Setup:
-                if encoded or set(joined) != ({main} if fields.get("frozen") else set()):
-                    raise RefusedError(f"the setup does not hold the vector {main!r} alone that it names")
+                named = {vector for vector, field in ((main, "frozen"), (TEACHER, "teacher")) if fields.get(field)}
+                if encoded or set(joined) != named:
+                    what = " and ".join(sorted(named)) or "no vector"
+                    raise RefusedError(f"the setup does not hold {what} alone, as it says")
             elif main and (main in joined) == (encoded or bool(fields.get("model"))):
                 raise RefusedError(
                     f"the {name} holds {'both' if encoded else 'neither'} a vector {main!r} or encoded ones"

@@ -21,7 +21,6 @@ from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Upload
 from fedshelf.core.state import ClientState, ModelState
 from fedshelf.core.text import counted, some
-from fedshelf.data.photo_set import PhotoSet
 from fedshelf.rounds.client import Work
 from fedshelf.training.trainer import Trainer
 
@@ -53,7 +52,7 @@ class Attack:
         """
         if name not in self.attackers or not self.flips_labels:
             return photos
-        return replace(photos, train=PhotoSet(photos.train.images, num_classes - 1 - photos.train.labels))
+        return replace(photos, train=replace(photos.train, labels=num_classes - 1 - photos.train.labels))
 
     def work(self, name: str, work: Work) -> Work:
         """Return the work that client `name` does instead of its honest work."""

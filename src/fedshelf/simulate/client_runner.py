@@ -14,6 +14,7 @@ from fedshelf.app.model import ModuleFactory
 from fedshelf.app.model_card import save_chosen
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup, open_setup
+from fedshelf.app.teacher import own_teacher
 from fedshelf.app.work import work_for
 from fedshelf.config import files, places
 from fedshelf.core.choices import DeviceName
@@ -27,6 +28,7 @@ from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.distillation import Teacher
 from fedshelf.training.loop import Run, alone
 from fedshelf.training.trainer import Score, evaluate_batches, num_batches
 
@@ -46,6 +48,7 @@ class ClientRunner:
         training: trains a client's model.
         states: folder of the clients' states; required before the first round.
         models: folder for the models that stores keep at the end; None saves none.
+        teachers: folder of the models that stores have kept in the teacher's run; None: there is no such run.
     """
 
     stores: Stores
@@ -56,9 +59,11 @@ class ClientRunner:
     training: Run = alone
     states: Path | None = None
     models: Path | None = None
+    teachers: Path | None = None
     _setup: Setup | None = None
     _expected: tuple[Catalogue, Ready, bool] | None = None  # and whether stores tell of their validation photos
     _opened: OpenedSetup | None = None
+    _own_teachers: tuple[OpenedSetup, dict[str, Teacher | None]] | None = None
     _test: PhotoSet | None = None
 
     def run(self, name: str, message: ServerMessage, *, adapt: Adapt = lambda work: work) -> ClientMessage:
@@ -153,6 +158,18 @@ class ClientRunner:
             return None
         return self._test_photos(opened) if photos.sales is None else self.stores.test(opened, name, photos.sales)
 
+    def _teacher_of(self, name: str, opened: OpenedSetup) -> Teacher | None:
+        """The model that a store has chosen in the teacher's run, opened once per setup; None if there is none."""
+        if opened.sent_teacher is None or self.teachers is None:
+            return None
+        if self._own_teachers is None or self._own_teachers[0] is not opened:
+            self._own_teachers = opened, {}
+        known = self._own_teachers[1]
+        if name not in known:
+            folder, device = self.teachers / places.folder_name(name), opened.bound_model.compute.device
+            known[name] = own_teacher(folder, opened.sent_teacher, opened.catalogue.names, device)
+        return known[name]
+
     def _client(self, name: str, adapt: Adapt) -> Client:
         if self.states is None:
             raise ValueError("running clients needs the folder of their states")
@@ -163,7 +180,7 @@ class ClientRunner:
             work = work_for(
                 name, opened, photos, test=lambda: self._test_of(name, opened, photos),
                 save=partial(self._save, name), training=self.training,
-                features_folder=self.stores.features_folder,
+                features_folder=self.stores.features_folder, teacher=self._teacher_of(name, opened),
             )  # fmt: skip
             return adapt(self.attack.work(name, work))
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedshelf.app.components import encryption_of, mask_of
@@ -13,6 +14,7 @@ from fedshelf.app.model import ModuleFactory
 from fedshelf.app.run import open_run, with_own_model
 from fedshelf.app.server import Evaluate, make_server
 from fedshelf.app.setup import masking_terms
+from fedshelf.app.teacher import teacher_folder, with_teacher
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.config.without_effect import without_effect_on
@@ -38,7 +40,7 @@ from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import engine_of
 from fedshelf.simulate.workers import WorkerPool
-from fedshelf.storage.run_directory import RunDirectory
+from fedshelf.storage.run_directory import RunDirectory, is_run
 from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.loop import Run, alone
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from fedshelf.simulate.ray_pool import RayPool  # Ray is an optional dependency
 
 logger = logging.getLogger(__name__)
+SERVER_STORE = "server"
+"""Name of the only store of a run whose photos are at the server."""
 
 
 def simulate(
@@ -70,7 +74,7 @@ def simulate(
     """
     if config.data_dir is None:
         raise UsageError("--data-dir is missing: the folder of the stores, with one folder of photos per store")
-    folders = store_folders(config.data_dir)
+    folders = {SERVER_STORE: config.data_dir} if config.mode == "central" else store_folders(config.data_dir)
     stores = FolderStores(folders=folders, cache=places.photo_cache(), test_dir=config.test_dir)
     return simulate_stores(config, stores, watchers=watchers, stop=stop)
 
@@ -149,7 +153,7 @@ def simulate_stores(
     Raises:
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
     """
-    config = with_own_model(config, model)  # before workers are forked
+    config = with_teacher(with_own_model(config, model))  # before workers are forked
     if encryption_of(config).is_on:
         seal.require()
     names = stores.names()
@@ -173,7 +177,7 @@ def simulate_stores(
     )
     runner = ClientRunner(
         stores=stores, device=config.device, make_module=model, model_path=config.model_path,
-        attack=attack_of(config, names), training=training,
+        attack=attack_of(config, names), training=training, teachers=_teachers(config),
     )  # fmt: skip
     # Workers are forked before the run starts its threads.
     opening = open_run(config, watchers=watchers, in_background=True, make_module=model)
@@ -198,6 +202,12 @@ def simulate_stores(
             make_module=model,
         )
         return server.run(), run.directory
+
+
+def _teachers(config: RunConfig) -> Path | None:
+    """The folder of the models that stores have chosen in the teacher's run; None if the teacher is of no run."""
+    folder = teacher_folder(config)
+    return RunDirectory.open(folder.parent).stores if folder is not None and is_run(folder.parent) else None
 
 
 @contextmanager

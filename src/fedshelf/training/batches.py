@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedshelf.core.rng import Rng
-from fedshelf.data.augmentation import augment, normalize
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.distillation import Rendering, Teacher
 
 _T = TypeVar("_T")
 _END = object()
@@ -28,10 +28,12 @@ class Batch(NamedTuple):
     Attributes:
         images: photos [B, 3, H, W], normalized, channels_last; or features [B, D].
         labels: labels [B].
+        teacher_logits: a teacher's logits [B, K] of the same views; None without a teacher.
     """
 
     images: Tensor
     labels: Tensor
+    teacher_logits: Tensor | None = None
 
 
 class Amount(NamedTuple):
@@ -75,6 +77,7 @@ def batches(
     num_steps: int | None = None,
     part: str = "",
     draw: Draw = shuffled,
+    teacher: Teacher | None = None,
 ) -> Iterator[Batch]:
     """Yield augmented batches.
 
@@ -91,6 +94,7 @@ def batches(
         num_steps: number of batches, instead of epochs.
         part: identifies one of several trainings in a round, each with its own order.
         draw: draws the photos of each batch.
+        teacher: is asked about the same views.
     """
     settings = bound.settings
     order_rng = rng.fork(round=round, client=client, purpose=f"shuffle{part}").torch()
@@ -107,7 +111,9 @@ def batches(
             continue
         images_BHWC, labels_B = gather(photos, chosen)
         labels_B = _moved(labels_B, bound.compute.device)
-        yield Batch(_prepare(bound, _moved(images_BHWC, bound.compute.device), augment_rng), labels_B)
+        logits_BK = None if teacher is None else _asked(teacher, bound, photos, chosen, augment_rng)
+        images = _prepare(bound, _moved(images_BHWC, bound.compute.device), augment_rng)
+        yield Batch(images, labels_B, logits_BK)
 
 
 def _shuffles(count: int, generator: torch.Generator, epochs: int | None) -> Iterator[NDArray[np.int64]]:
@@ -140,13 +146,23 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _prepare(bound: BoundModel, images_BHWC: Tensor, generator: torch.Generator | None) -> Tensor:
-    mean, std, device = bound.normalization.mean, bound.normalization.std, bound.compute.device
     if images_BHWC.dim() == 3:
         return _one_view(images_BHWC, generator)
-    if bound.settings.augmentation is None or generator is None:
-        return normalize(images_BHWC, device=device, mean=mean, std=std)
-    return augment(
-        images_BHWC, settings=bound.settings.augmentation, generator=generator, device=device, mean=mean, std=std
+    render = Rendering(bound.normalization, bound.settings.augmentation, bound.compute.device)
+    return render(images_BHWC, generator)
+
+
+def _asked(
+    teacher: Teacher, bound: BoundModel, photos: PhotoSet, chosen: NDArray[np.int64], generator: torch.Generator | None
+) -> Tensor:
+    """The teacher's logits [B, K] of the views that `generator` will draw next, without drawing them from it."""
+    images_NHWC = photos.images if photos.teacher_images is None else photos.teacher_images
+    same = None
+    if generator is not None:
+        same = torch.Generator()
+        same.set_state(generator.get_state())
+    return teacher.of_photos(
+        images_NHWC[chosen], augmentation=bound.settings.augmentation, generator=same, device=bound.compute.device
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from fedshelf.models.sales import SalesLinear, SalesOutput
 from fedshelf.models.settings import Normalization
 from fedshelf.training.cross_entropy import cross_entropy
 from fedshelf.training.device import Compute
+from fedshelf.training.distillation import distilled
 from fedshelf.training.losses import Calibration
 from fedshelf.training.settings import TrainingSettings
 
@@ -156,7 +157,8 @@ class BoundModel:
         self.params.shared.copy_(shared)
 
     def loss(
-        self, inputs: Tensor, labels_B: Tensor, calibration: Calibration | None, *, forward: Forward | None = None
+        self, inputs: Tensor, labels_B: Tensor, calibration: Calibration | None, *,
+        teacher_BK: Tensor | None = None, forward: Forward | None = None,
     ) -> Tensor:  # fmt: skip
         """Compute the mean training loss of a batch: that of its classes, and what the model adds (`models.sales`).
 
@@ -164,11 +166,14 @@ class BoundModel:
             inputs: see `logits`.
             labels_B: labels.
             calibration: the client's calibration, if any.
+            teacher_BK: a teacher's logits of the same inputs, if the settings say how to learn from them.
             forward: the pass to use instead of the module.
         """
         output = self._output(inputs, forward)
         logits_BK = output.logits if isinstance(output, SalesOutput) else output
         loss = cross_entropy(logits_BK, labels_B, calibration, label_smoothing=self.settings.label_smoothing)
+        if teacher_BK is not None and self.settings.distillation is not None:
+            loss = distilled(loss, logits_BK, teacher_BK, self.settings.distillation)
         return loss + output.added_loss(labels_B) if isinstance(output, SalesOutput) else loss
 
     def logits(self, inputs: Tensor, *, forward: Forward | None = None) -> Tensor:

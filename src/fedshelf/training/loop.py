@@ -144,7 +144,8 @@ def differentiate_one(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
             bound.train()
         bound.gradients.zero_()
         if local_run.batch is not None:
-            loss = bound.loss(local_run.batch.images, local_run.batch.labels, local_run.calibration)
+            images, labels, teacher_logits = local_run.batch
+            loss = bound.loss(images, labels, local_run.calibration, teacher_BK=teacher_logits)
             loss.backward()
             losses.append(loss.detach())
     return losses

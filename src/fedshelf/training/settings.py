@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fedshelf.core.choices import OptimizerName
 from fedshelf.data.augmentation import Augmentation
+from fedshelf.training.distillation import Distillation
 from fedshelf.training.losses import Loss
 
 
@@ -25,6 +26,7 @@ class TrainingSettings:
         batch_size: photos in a batch.
         local_epochs: epochs per round.
         augmentation: random views of photos; None: photos as they are.
+        distillation: how much is learned from a teacher; None: nothing.
     """
 
     optimizer: OptimizerName = "sgd"
@@ -39,6 +41,7 @@ class TrainingSettings:
     batch_size: int = 16
     local_epochs: int = 2
     augmentation: Augmentation | None = Augmentation()  # noqa: RUF009  frozen
+    distillation: Distillation | None = None
 
     @property
     def has_head_lr(self) -> bool:

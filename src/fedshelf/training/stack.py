@@ -81,16 +81,18 @@ class Stack:
         is_photos = inputs[0].dim() == 4  # stacked in memory as channels_last
         stacked_inputs = torch.stack([one.permute(0, 2, 3, 1) for one in inputs] if is_photos else inputs)
         labels_GB = torch.stack([batch.labels for batch in batches])
+        asked = [batch.teacher_logits for batch in batches if batch.teacher_logits is not None]
+        teacher_GBK = torch.stack(asked) if asked else None
         calibration_G = stacked([local_run.calibration for local_run in local_runs])
         with self._picked(rows) as (values_GM, gradients_GM), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
             inputs_G = stacked_inputs.permute(0, 1, 4, 2, 3) if is_photos else stacked_inputs
-            losses_G = self._pass(values_GM, gradients_GM, inputs_G, labels_GB, calibration_G)
+            losses_G = self._pass(values_GM, gradients_GM, inputs_G, labels_GB, calibration_G, teacher_GBK)
         return losses_G.unbind()
 
     def _pass(
         self, values_GM: Tensor, gradients_GM: Tensor, inputs_G: Tensor, labels_GB: Tensor,
-        calibration_G: Calibration | None,
+        calibration_G: Calibration | None, teacher_GBK: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Fill the gradients, update the statistics, and return the mean losses [G]."""
         values, gradients = self._views(values_GM), self._views(gradients_GM)
@@ -102,21 +104,22 @@ class Stack:
 
         def loss(
             trained: Mapping[str, Tensor], moving: Mapping[str, Tensor], inputs: Tensor, labels_B: Tensor,
-            calibration: Calibration | None,
+            calibration: Calibration | None, teacher_BK: Tensor | None,
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
             counters = {
                 name: buffer.clone() for name, buffer in self._counters.items()
             }  # updated in place, and dropped
             named = {name.removeprefix(self._prefix): tensor for name, tensor in {**trained, **moving}.items()}
             mean = self._bound.loss(
-                inputs, labels_B, calibration,
+                inputs, labels_B, calibration, teacher_BK=teacher_BK,
                 forward=lambda given: functional_call(self._bound.trained, {**named, **counters}, (given,)),
             )  # fmt: skip
             return mean, mean.detach()
 
         losses_G: Tensor
-        together = vmap(grad(loss, has_aux=True), in_dims=(0, 0, 0, 0, None if calibration_G is None else 0))
-        found, losses_G = together(trained, moving, inputs_G, labels_GB, calibration_G)
+        optional = [None if each is None else 0 for each in (calibration_G, teacher_GBK)]
+        together = vmap(grad(loss, has_aux=True), in_dims=(0, 0, 0, 0, *optional))
+        found, losses_G = together(trained, moving, inputs_G, labels_GB, calibration_G, teacher_GBK)
         with torch.no_grad():
             for name, gradient in found.items():
                 gradients[name].copy_(gradient) if name not in self._frozen else gradients[name].zero_()

@@ -27,6 +27,7 @@ from fedshelf.training import loop
 from fedshelf.training.batches import Batch, Draw, batches, gather, prefetch, shuffled
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import calibration_of
+from fedshelf.training.distillation import Teacher
 from fedshelf.training.features import featurized
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration
@@ -86,6 +87,7 @@ class Trainer:
             (training/batch_size.py).
         lr_scale: factor on its learning rate.
         features_folder: folder in which features of photos are kept; None keeps none.
+        teacher: a model to learn from, as the settings say.
     """
 
     bound_model: BoundModel
@@ -102,6 +104,7 @@ class Trainer:
     growth: int = 1
     lr_scale: float = 1.0
     features_folder: Path | None = None
+    teacher: Teacher | None = None
 
     def features(self, photos: PhotoSet) -> NDArray[np.float32]:
         """[N, D]: what enters the model's output layer for photos as they are evaluated, at its current values.
@@ -241,7 +244,7 @@ class Trainer:
         rng = Rng(secrets.randbits(63)) if self.is_private else self.rng
         made = batches(
             self.bound_model, self.train, rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
-            part=part, draw=self.draw,
+            part=part, draw=self.draw, teacher=self.teacher,
         )  # fmt: skip
         return prefetch(made) if self.bound_model.compute.device.type == "cuda" else made
 

@@ -286,4 +286,4 @@ def test_every_field_says_how_it_shows_on_the_command_line() -> None:
     for kind in (RunConfig, ClientConfig):
         for name, flag in kind.flags().items():
             assert flag.help.endswith((".", ")")), name
-            assert set(flag.commands) <= {"simulate", "server", "client"}
+            assert set(flag.commands) <= {"simulate", "server", "client", "distill"}

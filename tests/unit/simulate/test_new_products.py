@@ -148,6 +148,7 @@ def test_aliases_bring_in_photos_of_folders_with_other_names() -> None:
 REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "noise": ({"dp": "client", "clip_norm": 1.0, "noise_multiplier": 1.0}, "--dp client: the noise of this run"),
     "encryption": ({"he": True, "clip_norm": 5.0}, "--he: the stores' keys"),
+    "a teacher": ({"teacher_digest": "0" * 64}, "--teacher: the teacher does not know"),
     "no rounds": ({"algorithm": "fedbuff"}, "--algorithm fedbuff: there is no moment"),
 }
 

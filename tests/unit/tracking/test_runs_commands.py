@@ -126,7 +126,7 @@ def test_show_prints_the_contract_for_scripts(root: Path) -> None:
     assert list(record) == [
         "run_id", "status", "reason", "rounds", "best_round", "num_parameters", "void_rounds", "void_attempts",
         "stores", "refused", "products", "products_on", "levels", "levels_on", "confusion", "privacy",
-        "protections", "codec_up",
+        "protections", "codec_up", "teacher",
     ]  # fmt: skip
     assert list(record["void_attempts"][0]) == ["round", "attempt", "reason", "clients"]
     assert list(record["void_attempts"][0]["clients"][0]) == list(record["rounds"][0]["clients"][0])

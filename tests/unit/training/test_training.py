@@ -146,15 +146,15 @@ def test_the_loss_is_the_mean_over_all_photos_seen() -> None:
 def test_every_photo_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
     store = PhotoSet(np.zeros((10, 4, 4, 3), np.uint8), np.arange(10))
     work = trainer(bench=bound_model(linear(), replace(PLAIN, batch_size=4, local_epochs=2)), train=store)
-    batches = [labels for _, labels in work._batches(1)]
+    batches = [batch.labels for batch in work._batches(1)]
     assert [len(b) for b in batches] == [4, 4, 2] * 2
     first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
     assert first.tolist() != second.tolist() != list(range(10))
-    again = torch.cat([labels for _, labels in work._batches(1)])
-    other_round = torch.cat([labels for _, labels in work._batches(2)])
-    other_client = torch.cat([labels for _, labels in replace(work, client="z")._batches(1)])
-    other_seed = torch.cat([labels for _, labels in replace(work, rng=Rng(1))._batches(1)])
+    again = torch.cat([batch.labels for batch in work._batches(1)])
+    other_round = torch.cat([batch.labels for batch in work._batches(2)])
+    other_client = torch.cat([batch.labels for batch in replace(work, client="z")._batches(1)])
+    other_seed = torch.cat([batch.labels for batch in replace(work, rng=Rng(1))._batches(1)])
     assert torch.equal(torch.cat([first, second]), again)
     for other in (other_round, other_client, other_seed):
         assert not torch.equal(again, other)
@@ -211,7 +211,7 @@ def test_the_score_of_no_photos_has_no_accuracy() -> None:
 
 def test_without_augmentation_training_sees_the_photos_as_they_are() -> None:
     work = trainer(bench=bound_model(linear(), WHOLE))
-    ((images, labels),) = list(work._batches(1))
+    ((images, labels, _),) = work._batches(1)
     order = torch.randperm(8, generator=Rng(0).fork(round=1, client="a", purpose="shuffle").torch())
     torch.testing.assert_close(images, normalized(work.train, order), rtol=1e-5, atol=1e-5)
     assert torch.equal(labels, torch.from_numpy(work.train.labels)[order])
@@ -219,7 +219,8 @@ def test_without_augmentation_training_sees_the_photos_as_they_are() -> None:
 
 def test_augmentation_changes_the_views_but_not_the_order() -> None:
     def batch(settings: TrainingSettings, round: int = 1) -> tuple[Tensor, Tensor]:
-        return next(iter(trainer(bench=bound_model(linear(), settings))._batches(round)))
+        images, labels, _ = next(iter(trainer(bench=bound_model(linear(), settings))._batches(round)))
+        return images, labels
 
     plain, augmented = batch(WHOLE), batch(replace(WHOLE, augmentation=Augmentation()))
     assert torch.equal(plain[1], augmented[1])

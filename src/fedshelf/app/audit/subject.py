@@ -97,7 +97,7 @@ def subject_of_run(
         raise UsageError(f"--name {store}: there is no such store in '{root}'{did_you_mean(store, folders)}")
     name = min(folders) if store is None else store
     catalogue = _as_trained(Catalogue.load(directory.catalogue), directory)
-    named = config.model_copy(update={"pretrained": False, "device": "cpu"})
+    named = config.model_copy(update={"pretrained": False, "device": "cpu", "teacher_digest": None})
     bound = bound_model_of(named, catalogue, device="cpu")
     origin = next(
         (f"the model in '{folder}'" for folder in (directory.model, directory.initial_model) if _loaded(bound, folder)),
@@ -151,7 +151,9 @@ def _subject(
     name: str, folder: Path, setup: Setup, *, shared: Tensor, origin: str,
     products: Mapping[str, tuple[str, ...]] | None = None,
 ) -> AuditSubject:  # fmt: skip
-    opened, cache = open_setup(setup, device="cpu"), PhotoCache(root=places.photo_cache())
+    # Without the teacher: attacks are tried on updates that follow from the store's photos alone.
+    opened = replace(open_setup(setup, device="cpu"), teacher=None)
+    cache = PhotoCache(root=places.photo_cache())
     plain = replace(opened, bound_model=replace(opened.bound_model, head=None))
     pixels = store_photos(folder, plain, cache, store=name)
     photos = pixels if opened.bound_model.head is None else store_photos(folder, opened, cache, store=name)
