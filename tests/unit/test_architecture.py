@@ -20,6 +20,14 @@ def test_the_architecture_page_lists_every_package() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == packages()
 
 
+def test_the_contributors_page_lists_every_package_and_calls_none_empty() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = page.split("## Where things are")[1].split("\n## ")[0].splitlines()
+    listed = [name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(listed) == sorted(packages())
+    assert "empty" not in page
+
+
 def test_every_package_has_its_layer_and_the_page_has_them_in_that_order() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     (layers,) = [contract for contract in contracts["contracts"] if contract["type"] == "layers"]

@@ -22,10 +22,10 @@ from fedshelf.tracking.terminal import log_to_stderr, make_console, print_line, 
 HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
 EPILOG = """Run 'fedshelf COMMAND --help' for the flags of a command.
 
-Certificates, decoded photos and client state are kept in $FEDSHELF_HOME, by default in the user's data
+Certificates, decoded photos, and client state are kept in $FEDSHELF_HOME, by default in the user's data
 directory.
 
-Documentation: docs/index.md in the source folder; 'make docs' makes a web site of it.
+Documentation: docs/index.md in the source folder; 'make docs' builds it as a website.
 
 Example: fedshelf demo"""
 

@@ -12,7 +12,7 @@ from fedshelf.config.schema import ClientConfig
 
 @with_options(ClientConfig, "client")
 def client(*, config: ClientConfig) -> None:
-    """Take part as one store, with the photos of a folder.
+    """Take part as one store, with a folder of photos.
 
     The client trains whenever the server asks, and reconnects by itself. Photos never leave the store.
 

@@ -46,7 +46,8 @@ def partition(
 ) -> None:
     """Partition one folder of photos over stores.
 
-    Photos become links where the file system allows. Where PHOTOS has a train/ folder, only that is used.
+    Photos are linked if the file system allows it, and copied otherwise. If PHOTOS has a train/ folder, only that is
+    used.
     """
     from fedshelf.data.partition import Mode, deal, read_assignment, write_stores
 

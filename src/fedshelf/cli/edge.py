@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported inside the commands, so that the command line star
     from fedshelf.edge.serving.correction_journal import Correction
 
 app = Commands(help="Recognize products in a store, and file the staff's corrections.")
-corrections = Commands(help="List, take back and review corrections.")
+corrections = Commands(help="List, undo, and review corrections.")
 app.add_typer(corrections, name="corrections")
 app.command("quantize")(quantize)
 
@@ -32,28 +32,32 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs to 
 @app.command()
 def serve(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file from 'fedshelf export'.")],
-    host: Annotated[str, typer.Option(help="Address to listen on. Others than loopback need a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = DEFAULT_PORT,
+    host: Annotated[str, typer.Option(help="Address to listen on. All but loopback need a token.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
+    ] = DEFAULT_PORT,
     data_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The store's photo folder, for corrections. Without it, none are taken."),
+        typer.Option(metavar="DIR", help="The store's photo folder. Without it, corrections are not accepted."),
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File with the token, instead of FEDSHELF_EDGE_TOKEN or one in the home."),
+        typer.Option(
+            metavar="FILE", help="File with the token (default: $FEDSHELF_EDGE_TOKEN, or a file in $FEDSHELF_HOME)."
+        ),
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A further name by which browsers call this server.")
+        list[str] | None, typer.Option(metavar="NAME", help="Another host name that browsers use for this server.")
     ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TLS certificate (PEM, with its chain).")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the TLS certificate (PEM).")] = None,
     daily_cap: Annotated[
-        int, typer.Option(min=0, max=MAX_INTEGER, help="Corrections of a day that are trained on without a review.")
+        int, typer.Option(min=0, max=MAX_INTEGER, help="Corrections per day that are used for training without review.")
     ] = 200,
     threads: Annotated[
-        int, typer.Option(min=0, max=1024, help="Processor threads for a photo; 0 leaves it to ONNX Runtime.")
+        int, typer.Option(min=0, max=1024, help="CPU threads per photo; 0 lets ONNX Runtime choose.")
     ] = 0,
 ) -> None:
     """Serve a model: a page for a phone or a till, and an HTTP API.

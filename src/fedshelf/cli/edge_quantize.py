@@ -26,11 +26,11 @@ def quantize(
     ] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Make a model file a quarter of its size, in the store.
+    """Shrink a model file to a quarter of its size, in the store.
 
-    The network then computes with 8 bits. It is certified on the store's photos and on this processor: the same answers
-    with any optimization of the graph, and at most one point of accuracy lost. Otherwise the float32 model stays,
-    nothing is written, and the exit code is 1.
+    The network then computes with 8-bit integers. It is certified on the store's photos and on this processor: it gives
+    the same answers with any optimization of the graph, and loses at most one point of accuracy. Otherwise the float32
+    model stays, nothing is written, and the exit code is 1.
 
     Example: fedshelf edge quantize shelf.onnx --data-dir photos --out shelf-int8.onnx
     """

@@ -24,7 +24,7 @@ def evaluate(
     sales: Sales = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model on labelled photos.
+    """Measure a model on labeled photos.
 
     Prints accuracy and loss over all photos, and a table by product.
 

@@ -16,20 +16,20 @@ def export(
         str, typer.Argument(metavar="RUN", help="A run (folder, id), or a folder with a client's state or a model.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The model file to write: NAME.onnx.")],
-    format: Annotated[Literal["onnx"], typer.Option("--format", help="The format.")] = "onnx",
+    format: Annotated[Literal["onnx"], typer.Option("--format", help="Format of the file.")] = "onnx",
     best: Best = False,
     check_photos: Annotated[
         Path | None,
         typer.Option(
             "--check-photos", metavar="DIR",
-            help="Photos to compare the file with the model on; drawn ones if not given.",
+            help="Photos on which to compare the file with the model (default: generated ones).",
         ),
     ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
             "--calibrate", metavar="DIR",
-            help="Labeled photos, a folder per product: calibrates probabilities and what counts as sure.",
+            help="Labeled photos, one folder per product, to calibrate probabilities and the threshold for sure.",
         ),
     ] = None,
     precision: Annotated[
@@ -40,9 +40,9 @@ def export(
 ) -> None:  # fmt: skip
     """Export a model as one file for the store.
 
-    The file takes the pixels of a photo of any size and gives the probability of each product. Resizing and
-    normalization are in it. Its answers are compared with the model's before it is written; its model card is written
-    beside it, as NAME.card.md.
+    The file takes the pixels of a photo of any size, and returns the probability of each product. It includes resizing
+    and normalization. Before it is written, its answers are compared with the model's. The model card is written next
+    to it, as NAME.card.md.
 
     Example: fedshelf export runs/20261121-083512-a1b2 --out shelf.onnx --calibrate photos/val
     """

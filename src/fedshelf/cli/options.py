@@ -72,7 +72,9 @@ def with_options(
 
 
 def _config_file() -> inspect.Parameter:
-    option = typer.Option("--config", metavar="FILE", help="TOML file with any of these flags; flags win.")
+    option = typer.Option(
+        "--config", metavar="FILE", help="TOML file with any of these settings; flags take precedence."
+    )
     return _keyword("config_file", Annotated[Path | None, option])
 
 

@@ -68,8 +68,8 @@ def predict(
     Prints the most likely products of each photo with their probabilities. If products lie in folders, such as
     Fruit/Apple, it also prints the most likely folder of each level, with the sum of the probabilities below it.
 
-    Without --run or --onnx it is the model that a client on this machine keeps. --onnx needs no torch, and says whether
-    an answer is sure.
+    Without --run or --onnx, it uses the model that a client on this machine keeps. --onnx needs no torch, and says
+    whether an answer is sure.
 
     Example: fedshelf predict shelf.jpg photos/ --run runs/20261121-083512-a1b2 --csv products.csv
     """

@@ -80,7 +80,7 @@ class Sparsifier(Codec, Protocol):
         """k: the number of `size` values that are sent; at least one, if there is one."""
 
     def specs(self, size: int) -> Specs:
-        """The parts that encode the indices into a vector of `size` values, by name: the type and the number of elements of each."""
+        """Type and number of elements of each part that encodes the selected indices of `size` values, by name."""
 
     def select(self, vector: Floats, seed: int) -> tuple[Indices, Parts]:
         """Select the values to send.
@@ -116,7 +116,7 @@ class Quantizer(Codec, Protocol):
     """
 
     def specs(self, size: int) -> Specs:
-        """The parts of `size` encoded values, by name: the type and the number of elements of each."""
+        """Type and number of elements of each part that encodes `size` values, by name."""
 
     def encode(self, values: Floats, seed: int) -> Parts:
         """Encode values.

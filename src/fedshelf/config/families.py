@@ -32,9 +32,15 @@ OPTIONAL: Mapping[str, Mapping[str, str]] = {"dp": STAGES, "run_dir": SINKS}
 def component_settings() -> dict[str, dict[str, Setting]]:
     """Return the settings that components declare, by the run's key that they follow and by their own."""
     users: dict[str, dict[str, dict[str, Setting]]] = {}
-    for before, registry in (*FAMILIES.items(), *OPTIONAL.items()):
+    for before, registry in FAMILIES.items():
         for name, line in registry.items():
             for setting in settings_of(load(line)).values():
+                users.setdefault(before, {}).setdefault(setting.key, {})[name] = setting
+    for before, registry in OPTIONAL.items():
+        for line in registry.values():
+            switch, *others = settings_of(load(line)).values()
+            for setting in (switch, *others):
+                name = f"--{switch.key.replace('_', '-')}"
                 users.setdefault(before, {}).setdefault(setting.key, {})[name] = setting
     return {before: {key: _shared(found) for key, found in keys.items()} for before, keys in users.items()}
 

@@ -146,16 +146,16 @@ class RunConfig(Settings):
     test_dir: Annotated[Path | None, Setting(help="Test photos (CLASS/*.jpg) for evaluation at the server.", panel=DATA,
         scope=Scope.SERVER)] = None  # fmt: skip
     catalogue: Annotated[Path | None, Setting(help="File with the class names: one per line, .csv with a header, or "
-        "JSON (default: the clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+        "JSON (default: the folder names of the stores).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
     aliases: Annotated[Path | None, Setting(help="CSV file with the columns alias,class: other names that stores use "
         "for a class.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    confirm_catalogue: Annotated[bool, Setting(help="Accept an unusual catalogue of the clients' folder names, such as "
+    confirm_catalogue: Annotated[bool, Setting(help="Accept an unusual catalogue of the stores' folder names, such as "
         "one to which a single store adds far more products than the others have.", panel=DATA, scope=Scope.LOCAL,
         commands=SERVER)] = False  # fmt: skip
     image_size: Annotated[int, Setting(help="Side of the training photos in pixels.", ge=8, le=2048, panel=DATA)] = 48
     val_fraction: Annotated[float, Setting(help="Share of a store's photos held out for validation.", ge=0, lt=1,
         panel=DATA)] = 0.1  # fmt: skip
-    augment: Annotated[bool, Setting(help="Randomly crop, flip, rotate and relight training photos.",
+    augment: Annotated[bool, Setting(help="Randomly crop, flip, rotate, and relight training photos.",
         panel=DATA)] = True  # fmt: skip
 
     model: Annotated[str, Setting(help=f"{', '.join(MODELS)}, the name of a timm model, or MODULE:FUNCTION, "
@@ -163,8 +163,8 @@ class RunConfig(Settings):
         panel=MODEL)] = "resnet10"  # fmt: skip
     model_digest: Annotated[str | None, Setting(help="Digest that the source of --model MODULE:FUNCTION must have "
         "(default: what it has when the run is created).", panel=MODEL, commands=())] = None  # fmt: skip
-    model_path: Annotated[Path | None, Setting(help="Folder of the module of --model MODULE:FUNCTION, unless Python "
-        "finds it.", panel=MODEL, scope=Scope.LOCAL)] = None  # fmt: skip
+    model_path: Annotated[Path | None, Setting(help="Folder of the module of --model MODULE:FUNCTION, if Python does "
+        "not find it.", panel=MODEL, scope=Scope.LOCAL)] = None  # fmt: skip
     width: Annotated[
         int,
         Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL, only_with=("model", *MODELS)),
@@ -254,12 +254,12 @@ class RunConfig(Settings):
         "does not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
     warm_start: Annotated[WarmStart, Setting(help="Before round 1, compute the output layer in closed form (ridge).",
         panel=ALGORITHM)] = "none"  # fmt: skip
-    refit_head: Annotated[bool, Setting(help="After the last round, compute the output layer in closed form for what "
-        "the other layers have become.", panel=ALGORITHM)] = False  # fmt: skip
-    average_rounds: Annotated[int, Setting(help="Replace the last round's model by the mean of those of so many last "
-        "rounds.", ge=1, panel=ALGORITHM, scope=Scope.SERVER)] = 1  # fmt: skip
+    refit_head: Annotated[bool, Setting(help="After the last round, compute the output layer in closed form again, "
+        "for the trained other layers.", panel=ALGORITHM)] = False  # fmt: skip
+    average_rounds: Annotated[int, Setting(help="Replace the last round's model by the mean of the models of this "
+        "many last rounds.", ge=1, panel=ALGORITHM, scope=Scope.SERVER)] = 1  # fmt: skip
     weights: Annotated[WeightsName, Setting(help="How uploads are weighted: by their number of photos (examples), or "
-        "all alike (equal), for stores that do not tell this number.", panel=ALGORITHM)] = "examples"  # fmt: skip
+        "all alike (equal), for stores that do not report this number.", panel=ALGORITHM)] = "examples"  # fmt: skip
     aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip
@@ -293,7 +293,7 @@ class RunConfig(Settings):
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
     rounds: Annotated[int, Setting(help="Number of rounds (--algorithm ridge: 1 by default).", ge=1, panel=ROUNDS)] = 30
-    min_clients: Annotated[int, Setting(help="Clients that must be there for the run to start.", ge=1, panel=ROUNDS,
+    min_clients: Annotated[int, Setting(help="Clients that must join before the run starts.", ge=1, panel=ROUNDS,
         scope=Scope.SERVER)] = 2  # fmt: skip
     fraction: Annotated[float, Setting(help="Share of the live clients drawn for each round.", gt=0, le=1, panel=ROUNDS,
         scope=Scope.SERVER)] = 1.0  # fmt: skip
@@ -307,7 +307,7 @@ class RunConfig(Settings):
     straggler_factor: Annotated[float | None, Setting(help="Wait for all clients no longer than this many times what "
         "half of them are predicted to need, then for --quorum.", ge=1, panel=ROUNDS,
         scope=Scope.SERVER)] = None  # fmt: skip
-    over_selection: Annotated[float, Setting(help="Draw this share of extra clients, and count the first to answer.",
+    over_selection: Annotated[float, Setting(help="Draw this share of extra clients, and use the first uploads.",
         ge=0, le=10, panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
     local_work: Annotated[LocalWork, Setting(help="Work of a client per round: its epochs (fixed), as much as its "
         "speed allows so that all finish together (dynamic), or less where it is slow (cut).", panel=ROUNDS,
@@ -320,13 +320,13 @@ class RunConfig(Settings):
         panel=ROUNDS, scope=Scope.SERVER, only_with=("local_work", "dynamic", "cut"))] = "l2"  # fmt: skip
     max_examples: Annotated[int, Setting(help="Maximum number of photos that a client can claim as its weight.", ge=1,
         le=10**12, panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
-    test_every: Annotated[int, Setting(help="Evaluate on --test-dir every so many rounds, and after the last.", ge=1,
+    test_every: Annotated[int, Setting(help="Evaluate on --test-dir every N rounds, and after the last one.", ge=1,
         panel=ROUNDS, scope=Scope.SERVER, only_with=("test_dir",))] = 1  # fmt: skip
     best_metric: Annotated[Metric, Setting(help="Metric that selects the best round (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Setting(help="Stop after this many rounds without improvement; 0 for never.", ge=0,
         panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
-    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, le=MAX_SEED, panel=ROUNDS)] = 0
+    seed: Annotated[int, Setting(help="Random seed.", ge=0, le=MAX_SEED, panel=ROUNDS)] = 0
 
     run_dir: Annotated[Path | None, Setting(help="Folder of the run (default: resume the newest unfinished run with "
         "the same settings in ./runs, else create one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
@@ -345,7 +345,7 @@ class RunConfig(Settings):
         commands=SIMULATE)] = 0.0  # fmt: skip
     address: Annotated[str, Setting(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
-    advertise: Annotated[tuple[str, ...], Setting(help="HOST[:PORT] by which clients reach this server, where it is "
+    advertise: Annotated[tuple[str, ...], Setting(help="HOST[:PORT] under which clients reach this server, if it is "
         "not this machine's name or address (NAT, Docker, a DNS alias); added to the certificate. Can be repeated.",
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = ()  # fmt: skip
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
@@ -355,7 +355,7 @@ class RunConfig(Settings):
     tls_key: Annotated[Path | None, Setting(help="Key of --tls-cert (PEM).", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = None  # fmt: skip
     admission: Annotated[AdmissionName, Setting(help="Who may take part: token (stores that were enrolled or hold a "
-        "token), or open (anybody, under a name that nobody has; for trials).", panel=RUN, scope=Scope.LOCAL,
+        "token), or open (anyone, under any name that is not taken; for trials).", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "token"  # fmt: skip
     invite: Annotated[int | None, Setting(help="Stores that the token printed at the start admits (default: "
         "--min-clients; 0 for no token).", ge=0, panel=RUN, scope=Scope.LOCAL, commands=SERVER,
@@ -407,11 +407,11 @@ class ClientConfig(Settings):
         "(default: its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Setting(help="HOST:PORT of the server.", panel=RUN,
         commands=CLIENT)] = "127.0.0.1:8080"  # fmt: skip
-    name: Annotated[str | None, Setting(help="The client's name (default: that of its last start, else the data "
-        "folder's; FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
+    name: Annotated[str | None, Setting(help="Name of this store (default: the name used last, otherwise the data "
+        "folder's name, or FOLDER-HOST for local_data, data, photos, and train).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
-    state_dir: Annotated[Path | None, Setting(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
-        "the client's name).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    state_dir: Annotated[Path | None, Setting(help="Folder for state between rounds (default: a folder of this name in "
+        "$FEDSHELF_HOME).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     token: Annotated[str | None, Setting(help="Token that admits this store, once; - reads it from standard input "
         "(default: $FEDSHELF_TOKEN; a server on this machine needs none).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
@@ -426,16 +426,16 @@ class ClientConfig(Settings):
         commands=CLIENT)] = "standard"  # fmt: skip
     allow_model: Annotated[tuple[str, ...], Setting(help="Name of a model that this store trains besides those of its "
         "policy, such as mymodels.small:make_model. Can be repeated.", panel=RUN, commands=CLIENT)] = ()  # fmt: skip
-    model_path: Annotated[Path | None, Setting(help="Folder of the modules of allowed models, unless Python finds "
-        "them.", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    withdraw: Annotated[bool, Setting(help="Have what this store contributed taken out of the model, then end "
+    model_path: Annotated[Path | None, Setting(help="Folder of the modules of allowed models, if Python does not "
+        "find them.", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    withdraw: Annotated[bool, Setting(help="Take this store's contribution out of the model, then exit "
         "(--algorithm ridge).", panel=RUN, commands=CLIENT)] = False  # fmt: skip
     device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,
         commands=CLIENT)] = "auto"  # fmt: skip
     max_wait: Annotated[float | None, Setting(help="Give up after this many seconds without an answer from the server, "
         "not counting time outside --active-hours (default: never).", gt=0,
         le=MAX_SECONDS, panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    active_hours: Annotated[str | None, Setting(help="Take part only at these times of day, such as 22:00-06:00 or "
+    active_hours: Annotated[str | None, Setting(help="Train only at these times of day, such as 22:00-06:00 or "
         "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     time_zone: Annotated[str | None, Setting(help="Time zone of --active-hours, such as Europe/Berlin (default: this "
         "machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip

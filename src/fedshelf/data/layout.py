@@ -84,9 +84,8 @@ def store_folders(root: Path) -> dict[str, Path]:
         products = [name for name, path in folders.items() if any(path.iterdir()) and not any(subfolders(path))]
     if 2 * len(products) > len(folders):
         raise DataError(
-            f"--data-dir '{root}' looks like one store's folder, not like a folder of stores: {some(products)} "
-            f"{'has' if len(products) == 1 else 'have'} no folders of products inside. To split it into stores: fedshelf "
-            f"data partition '{root}' --out stores"
+            f"--data-dir '{root}' looks like one store's folder, not like a folder of stores: there are no folders "
+            f"of products in {some(products)}. To split it into stores: fedshelf data partition '{root}' --out stores"
         )
     with reading(f"'{root}'"):
         _warn_of_product_groups(root, folders)

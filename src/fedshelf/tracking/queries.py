@@ -34,8 +34,8 @@ MISSING, EMPTY = (
 )
 LOST = (MISSING, EMPTY)
 UNEXPLAINED = (
-    "its process ended without recording why: it was killed, the machine went down, or the disk was full. Look at what it "
-    "printed last, and at the system's log"
+    "its process ended without recording why: it was killed, the machine went down, or the disk was full. Look at what "
+    "it printed last, and at the system's log"
 )
 _CLIENT_KEYS = ("client", "status", "reason", "num_examples", "accuracy", "staleness", "batch_size", "client_lr")
 

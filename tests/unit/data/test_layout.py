@@ -167,15 +167,27 @@ def test_photos_to_test_on_are_not_simulated_as_a_store(tmp_path: Path, name: st
 def test_one_store_is_not_simulated_as_many(tmp_path: Path) -> None:
     write_pack(tmp_path, {"Banana": 2, "Kiwi": 2})
     with pytest.raises(
-        DataError, match=r"looks like one store's folder, .*: 'Banana', 'Kiwi' have no folders of .*data partition"
+        DataError, match=r"looks like one store's folder, .*products in 'Banana', 'Kiwi'.*data partition"
     ):
         store_folders(tmp_path)
 
 
 def test_one_store_with_a_folder_inside_a_product_is_not_simulated_as_many_either(tmp_path: Path) -> None:
     write_pack(tmp_path, {"Banana": 2, "Kiwi": 2, "Tea": 2, "Tea/old": 1})
-    with pytest.raises(DataError, match=r"looks like one store's folder, .*: 'Banana', 'Kiwi' have no folders of"):
+    with pytest.raises(DataError, match=r"looks like one store's folder, .*products in 'Banana', 'Kiwi'"):
         store_folders(tmp_path)
+
+
+@pytest.mark.parametrize(("folders", "warns"), [
+    ({"Fruit/Apple": 1, "Fruit/Pear": 1, "Dairy/Milk": 1}, True), ({"lyon/A": 1, "oslo/B": 1}, False),
+    ({"lyon/A": 1, "lyon/B": 1, "oslo/A": 1}, False), ({"lyon/A": 1, "lyon/B": 1}, False),
+])  # fmt: skip
+def test_groups_of_products_that_are_taken_for_stores_are_a_warning(
+    tmp_path: Path, folders: dict[str, int], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pack(tmp_path, folders)
+    store_folders(tmp_path)
+    assert ["no product is in two of its folders" in message for message in caplog.messages] == [True] * warns
 
 
 def test_a_place_without_stores_is_an_error(tmp_path: Path) -> None:
