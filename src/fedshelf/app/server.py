@@ -117,7 +117,7 @@ def make_server(
     return Server(
         plan=plan, ports=ports, algorithm=algorithm_of(config),
         build_model=partial(_global_model, run, evaluator=partial(evaluator, plan), make_module=make_module),
-        keep_catalogue=saved.keep,
+        keep_catalogue=saved.use,
         # A simulation's result must not depend on when somebody changes a file. It is used at the next start.
         changed_catalogue=saved.changed if virtual is None else lambda: None,
     )  # fmt: skip
