@@ -39,7 +39,7 @@ class RunCatalogue:
         self._seen: tuple[int, int, int] | None = None
         self.used = Catalogue.load(self._path) if self._path.exists() else None
 
-    def keep(self, catalogue: Catalogue) -> None:
+    def use(self, catalogue: Catalogue) -> None:
         """Use a catalogue, and save that of a new run. The file of a resumed one stays as it is: it may have grown.
 
         Raises:

@@ -124,7 +124,7 @@ def make_server(
         build_model=partial(
             _global_model, run, evaluator=partial(evaluator, plan), make_module=make_module, teacher=teacher
         ),
-        keep_catalogue=saved.keep,
+        keep_catalogue=saved.use,
         # A simulation's result must not depend on when somebody changes a file. It is used at the next start.
         changed_catalogue=saved.changed if virtual is None else lambda: None,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedshelf.core.errors import ModelError
 from fedshelf.core.params import Layout, Segment, TensorSpec
+from fedshelf.core.text import counted
 
 _TRAINABLE = frozenset({Segment.TRAINABLE})
 _SHARED = _TRAINABLE | {Segment.STATISTICS}
@@ -43,13 +44,13 @@ class Growth:
         specs = [spec for spec in self.layout.tensors if spec.name in self.rows]
         if not 0 < self.before < self.after or not specs:
             raise ModelError(
-                f"a model of {self.before} classes cannot grow to {self.after}: "
+                f"a model cannot grow from {self.before} to {counted(self.after, 'class', 'classes')}: "
                 + ("it has no output layer that could be found" if not specs else "classes are only added")
             )
         if any(spec.segment is Segment.FROZEN for spec in specs):
             raise ModelError("the output layer of this run is frozen, so it cannot learn a new product")
         if wrong := [spec.name for spec in specs if spec.shape[0] != self.after]:
-            raise ModelError(f"{', '.join(wrong)} does not have one row for each of {self.after} classes")
+            raise ModelError(f"{', '.join(wrong)} does not have one row for each class ({self.after})")
 
     def shared(self, vector: Tensor) -> Tensor:
         """A model's shared values [S]."""
@@ -87,7 +88,7 @@ class Growth:
         sizes = [self._size(spec) for spec in specs]
         if len(vector) != sum(sizes):
             raise ModelError(
-                f"a vector of {len(vector):,} values is not that of a model with {self.before} classes, which has "
+                f"a vector of {counted(len(vector), 'value')} is not that of the model before its growth, which has "
                 f"{sum(sizes):,}: its size depends on the classes in more than its output layer"
             )
         parts = [vector[:0]]

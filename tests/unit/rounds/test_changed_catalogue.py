@@ -147,10 +147,10 @@ def test_a_run_whose_catalogue_is_not_made_yet_has_nothing_to_add_to(home: Path)
 
 def test_a_catalogue_given_at_the_start_is_saved_once(home: Path) -> None:
     directory = RunDirectory.create(Path("run"), run_id="r", config_toml="", config_digest="d")
-    RunCatalogue(directory, RunConfig()).keep(ALIASED)
+    RunCatalogue(directory, RunConfig()).use(ALIASED)
     resumed = RunCatalogue(directory, RunConfig())
     add_products(directory, ["kiwi"])  # between a resumed server's reading and its start
-    resumed.keep(ALIASED)
+    resumed.use(ALIASED)
     assert Catalogue.load(directory.catalogue).names == NAMES
     found = resumed.changed()
     assert found is not None
