@@ -37,6 +37,7 @@ from fedshelf.privacy.clipping import ADAPTIVE
 from fedshelf.privacy.distributed_dp import MOST_DEVIATION, MOST_FACTOR
 from fedshelf.privacy.dp_sgd import SampleDP
 from fedshelf.privacy.homomorphic.settings import NOT_ENCRYPTED, Encryption
+from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.privacy.policy import Policy
 from fedshelf.privacy.policy_tables import ProtectionOffer
 from fedshelf.privacy.private_ridge import PrivateRidge
@@ -47,7 +48,7 @@ from fedshelf.rounds.plan import Plan, RoundSettings
 from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.scheduling.work_assignment import Pacing
 from fedshelf.scheduling.workload import Workload
-from fedshelf.training.bound_model import TrainingSettings
+from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.distillation import Distillation
 from fedshelf.training.optimizer import client_lr
 
@@ -129,6 +130,22 @@ def encryption_of(config: RunConfig) -> Encryption:
     """The configured homomorphic encryption of uploads; off by default."""
     found = (stage for stage in optional_components(config, STAGES) if isinstance(stage, Encryption))
     return next(found, NOT_ENCRYPTED)
+
+
+def encrypted_form_of(config: RunConfig, bound: BoundModel) -> EncryptedForm | None:
+    """The form of encrypted uploads; None without encryption.
+
+    Args:
+        config: the run's configuration.
+        bound: its model.
+
+    Raises:
+        UsageError: see `EncryptedForm.of`.
+    """
+    encryption, encode = encryption_of(config), uploads_of(config).summand
+    if not encryption.is_on or encode is None:
+        return None
+    return EncryptedForm.of(encryption, encode, bound.params.layout, bound.output_layer)
 
 
 def hides_uploads(config: RunConfig) -> bool:

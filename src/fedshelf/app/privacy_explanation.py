@@ -13,6 +13,7 @@ from fedshelf.app.components import (
     client_noise_of,
     closed_form_of,
     compares,
+    encrypted_form_of,
     encryption_of,
     has_noise_of_stores,
     mask_of,
@@ -96,11 +97,13 @@ class Explanation:
         noise: the noise of one round of the run; None if there is none, or it is not known.
         rounds_allowed: rounds of the run that the budget allows a store that has given nothing before; None if it is
             not known.
-        bytes_up: bytes of an upload before compression, of a run; otherwise the maximum, None if there is none.
+        bytes_up: bytes of an upload of a run: encrypted, or else before compression; otherwise the maximum before
+            either, None if there is none.
         bytes_per_day: maximum bytes of uploads in 24 hours; None if there is none.
         seconds_per_round: predicted duration of a round's training on this machine; None if it is unknown.
         refusals: why the policy refuses the run; empty if it does not.
         is_of_a_run: whether a run's configuration was given.
+        is_encrypted: whether `bytes_up` are those of encrypted uploads.
     """
 
     fields: tuple[Released, ...]
@@ -116,6 +119,7 @@ class Explanation:
     seconds_per_round: float | None
     refusals: tuple[str, ...]
     is_of_a_run: bool
+    is_encrypted: bool
 
     def to_record(self) -> dict[str, Any]:
         """The explanation as JSON values."""
@@ -165,7 +169,7 @@ def explain(
     Raises:
         ModelError: the run's model cannot be built.
     """
-    limits, round_seconds, refusals = policy.limits, None, list[str]()
+    limits, round_seconds, refusals, is_encrypted = policy.limits, None, list[str](), False
     num_bytes = _limited(MOST_VECTORS * BYTES_PER_VALUE["float32"], limits.max_parameters)
     if config is not None:
         refusals = _refusals(policy, config, num_train)
@@ -174,6 +178,8 @@ def explain(
         algorithm = algorithm_of(config).for_model(bound.params.layout, bound.output_layer)
         vectors = algorithm.vectors(bound.params.layout).values()
         num_bytes = sum(BYTES_PER_VALUE[vector.dtype] * vector.size for vector in vectors)
+        if (form := encrypted_form_of(config, bound)) is not None:
+            num_bytes, is_encrypted = form.upload_bytes, True
         if num_train is not None:
             runs = noise_runs([bound], image_size=config.image_size, batch_size=config.batch_size)
             steps = config.local_epochs * math.ceil(num_train / config.batch_size)
@@ -202,6 +208,7 @@ def explain(
         seconds_per_round=round_seconds,
         refusals=tuple(refusals),
         is_of_a_run=config is not None,
+        is_encrypted=is_encrypted,
     )
 
 

@@ -37,6 +37,7 @@ from fedshelf.models.head import linear_head
 from fedshelf.models.initial_weights import check_fit, extra_tensors, read_initial_weights
 from fedshelf.models.registry import is_own
 from fedshelf.privacy.homomorphic.packing import MOST_WEIGHT
+from fedshelf.privacy.homomorphic.settings import Encryption
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.secure_aggregation.settings import Mask
 from fedshelf.rounds import pipeline
@@ -356,7 +357,7 @@ def _problems_with_sums(config: RunConfig) -> list[str]:
         **{
             stage.declares.setting: True
             for stage in uploads_of(config).stages
-            if not isinstance(stage, EncodeSummand | Mask)
+            if not isinstance(stage, EncodeSummand | Mask | Encryption)  # which says so itself
         },
     }
     return [

@@ -17,11 +17,10 @@ from torch import Tensor
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import (
     algorithm_of,
-    encryption_of,
+    encrypted_form_of,
     given_names,
     personalization_of,
     plan_of,
-    uploads_of,
 )
 from fedshelf.app.differential_privacy import delta_of, noisy_mean_of
 from fedshelf.app.model import ModuleFactory, bound_model_of, load_initial
@@ -45,7 +44,6 @@ from fedshelf.models.head import head_names
 from fedshelf.models.initial_weights import load_initial_weights, read_initial_weights
 from fedshelf.models.weights_packages import pretrained_source
 from fedshelf.privacy.homomorphic import cost
-from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, SentTeacher
 from fedshelf.rounds.server import Server
 from fedshelf.storage.atomic_files import write_atomically
@@ -205,12 +203,11 @@ def _ensemble_of(
 
 def encryption_cost(config: RunConfig, bound: BoundModel) -> str:
     """What homomorphic encryption costs in a round, measured on this machine; "" without it."""
-    encryption, encode = encryption_of(config), uploads_of(config).summand
-    if not encryption.is_on or encode is None:
+    form = encrypted_form_of(config, bound)
+    if form is None:
         return ""
     algorithm = algorithm_of(config).for_model(bound.params.layout, bound.output_layer)
     size = algorithm.buffer_size if isinstance(algorithm, Asynchronous) else config.min_clients
-    form = EncryptedForm.of(encryption, encode, bound.params.layout, bound.output_layer)
     try:
         unit = cost.measure(time.process_time)
     except UsageError:  # the server needs no TenSEAL

@@ -11,7 +11,7 @@ import click
 import typer.main
 
 from fedshelf import __version__
-from fedshelf.cli.commands import Commands, usage_error_message
+from fedshelf.cli.commands import BadParametersError, Commands, usage_error_message
 from fedshelf.core.child_process import exit_with_parent
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.settings import load
@@ -97,7 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(error.message, err=True)
         code = error.exit_code
     except click.UsageError as error:
-        code = _fail((usage_error_message(error),), error.exit_code)
+        errors = error.errors if isinstance(error, BadParametersError) else (error,)
+        code = _fail(tuple(map(usage_error_message, errors)), error.exit_code)
         if error.ctx is not None:
             click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
     except FedShelfError as error:

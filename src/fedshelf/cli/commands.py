@@ -5,7 +5,7 @@ grouped by topic. Help is plain text, wrapped between words at the terminal's wi
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -35,8 +35,32 @@ class Commands(typer.Typer):
         return super().command(name, **{"cls": Command, **settings})
 
 
+class BadParametersError(click.UsageError):
+    """Several arguments or flags of one command are missing, or have a wrong value.
+
+    Attributes:
+        errors: one for each.
+    """
+
+    def __init__(self, errors: Sequence[click.UsageError], ctx: click.Context) -> None:
+        super().__init__("; ".join(error.format_message() for error in errors), ctx)
+        self.errors = tuple(errors)
+
+
 class Command(TyperCommand):
     """A command with a short and a full help text."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line; see `click.Command.parse_args`.
+
+        Raises:
+            BadParametersError: lists all values that are wrong or missing, where click stops at the first one.
+        """
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.BadParameter as error:
+            given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            raise BadParametersError([*_wrong(self, ctx, given)] or [error], ctx) from None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the command's parameters, plus `--help-all` if `--help` does not show them all."""
@@ -46,6 +70,16 @@ class Command(TyperCommand):
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help text."""
         formatter.write(help_text(ctx))
+
+
+def _wrong(command: click.Command, ctx: click.Context, given: Mapping[str, Any]) -> Iterator[click.BadParameter]:
+    """What is wrong with each of a command's arguments and flags, in their order."""
+    for param in command.get_params(ctx):
+        try:
+            if not param.is_eager:
+                param.handle_parse_result(ctx, given, [])
+        except click.BadParameter as error:
+            yield error
 
 
 class Group(TyperGroup):

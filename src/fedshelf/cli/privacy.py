@@ -346,12 +346,13 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
     most = "" if found.is_of_a_run else "at most "
     each = "unlimited" if found.bytes_up is None else most + size(found.bytes_up)
     daily = "unlimited" if found.bytes_per_day is None else f"at most {size(found.bytes_per_day)}"
+    upload = "an encrypted upload" if found.is_encrypted else "an upload before compression"
     sentences = (
         *found.learns,
         f"ε: {epsilon}. {found.protection}",
         f"Budget of ε: {allows}.",
-        f"Bytes of an upload before compression: {each}. In 24 hours: {daily}.",
-        "Seconds: unknown without --config and --data-dir."
+        f"Bytes of {upload}: {each}. In 24 hours: {daily}.",
+        f"Seconds: unknown without {'--data-dir' if found.is_of_a_run else '--config and --data-dir'}."
         if found.seconds_per_round is None
         else f"Seconds: about {duration(found.seconds_per_round)} of training a round on this machine, and up to twice "
         "as long with noise.",

@@ -76,6 +76,8 @@ def audit(
         places.use_home(home)
     if (run is None) == (store is None):
         raise UsageError("give either RUN, for a simulated run, or --store DIR, at a store")
+    if out.is_dir():
+        raise UsageError(f"--out {out}: that is a folder. Name a file in it, such as {out / 'report.html'}")
     if run is None and (data_dir is not None or name is not None):
         raise UsageError("--data-dir and --name belong to a simulated run. With --store, the store says where they are")
     subject = (

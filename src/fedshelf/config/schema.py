@@ -452,6 +452,14 @@ _FITS_A_CLOSED_FORM: Mapping[str, Sequence[Any]] = {
 """Values of settings that go with a head in closed form by default, the usual one first."""
 
 
+_LEAST_SUMMANDS = 64  # of the `modular` codec without SUMMANDS
+
+
+def modular_for(bits: int, summands: int) -> str:
+    """The `modular` codec with room for a sum of so many codes; at least 64, which its text leaves out."""
+    return f"modular:{bits}" if summands <= _LEAST_SUMMANDS else f"modular:{bits}:0:{summands}"
+
+
 def implied(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings that are `given` imply for others, by field; empty for those that are given themselves."""
     return {name: value for name, value in recommended(given).items() if name not in given}
@@ -463,10 +471,11 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("mode") == "central":
         found["min_clients"] = 1
     if given.get("secagg") or given.get("he"):  # weights by examples need room
-        found |= {"codec_up": "modular:16" if given.get("weights") == "equal" else "modular:32", "min_clients": 3}
+        bits = 16 if given.get("weights") == "equal" else 32
+        found |= {"codec_up": modular_for(bits, 2 * (given.get("min_clients") or 3)), "min_clients": 3}
         if given.get("algorithm") == "fedbuff":  # whose weights are up to 16
             size = given.get("buffer_size") or 4
-            found |= {"codec_up": f"modular:32:0:{max(64, 16 * size)}", "min_clients": max(3, size)}
+            found |= {"codec_up": modular_for(32, 16 * size), "min_clients": max(3, size)}
     if given.get("algorithm") == "ridge":
         all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
         return {**found, "train": "head", **({"rounds": 1} if all_at_once or given.get("secagg") else {})}

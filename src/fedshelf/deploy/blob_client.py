@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPResponse
 
 from fedshelf.core.errors import RefusedError, TransportError
-from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError, SessionLostError
+from fedshelf.deploy.connection_errors import (
+    PASSING_STATUSES,
+    UNKNOWN_SESSION,
+    ServerUnavailableError,
+    SessionLostError,
+)
 from fedshelf.deploy.http_connection import HttpConnection
 from fedshelf.serialization.blob import Blob, Hasher
 
@@ -230,4 +235,6 @@ def _check(status: int, expected: int = 0) -> None:
         raise ServerUnavailableError("the server's disk takes no more")
     if status in PASSING_STATUSES:
         raise ServerUnavailableError(f"the server answers {status}")
+    if status == 401:
+        raise SessionLostError(UNKNOWN_SESSION)
     raise SessionLostError(f"the server answers {status}")

@@ -42,6 +42,9 @@ class SessionLostError(Exception):
     """The server does not know this registration, so register again. Not raised outside this package."""
 
 
+UNKNOWN_SESSION = "the server was restarted and no longer knows this session. This client joins again by itself"
+
+
 def unreachable(error: Exception, server: Address, proxy: Proxy | None) -> ServerUnavailableError:
     """Describe a failed TCP connection.
 

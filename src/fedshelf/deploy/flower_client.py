@@ -34,6 +34,7 @@ from fedshelf.core.text import printable
 from fedshelf.deploy.blob_client import BlobClient, ReceivedBlob
 from fedshelf.deploy.connection_errors import (
     PASSING_STATUSES,
+    UNKNOWN_SESSION,
     CertificateRejectedError,
     ServerUnavailableError,
     SessionLostError,
@@ -299,7 +300,7 @@ def _checked(answer: Answer) -> bytes:
     if answer.status == 403:
         raise IdentityError(f"the server refuses this client: {_detail(answer)}")
     if answer.status == 401 and "session" in _detail(answer):
-        raise SessionLostError("the server was restarted and no longer knows this session")
+        raise SessionLostError(UNKNOWN_SESSION)
     if answer.status != 200:
         raise SessionLostError(f"the server answers {answer.status}: {_detail(answer)}")
     return answer.content

@@ -78,17 +78,19 @@ class ReportedNoise:
                 "random would be as private. Choose a much smaller --delta",
             )
 
-    def warn_of_volume(self, ratio: float) -> None:
+    def warn_of_volume(self, ratio: float, *, trains_head_only: bool = False) -> None:
         """Warn if the noise at the server drowns what stores send.
 
         Args:
             ratio: the norm of the noise on the mean, as a multiple of the clip norm.
+            trains_head_only: whether the output layer alone is trained: then training fewer values is no advice.
         """
         if ratio > LOUDEST:
+            fewer = "" if trains_head_only else ", or fewer trained values (--train head)"
             self._warn(
                 "volume",
                 f"the noise in the mean of a round is {ratio:,.0f}-fold the largest upload: the model will learn "
-                "nothing. It takes hundreds of stores in a round, or fewer trained values (--train head)",
+                f"nothing. It takes hundreds of stores in a round{fewer}",
             )
 
     def _warn(self, kind: str, sentence: str) -> None:

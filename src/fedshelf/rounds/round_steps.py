@@ -36,6 +36,7 @@ from fedshelf.core.messages import (
     Upload,
     auxiliary_vectors,
 )  # fmt: skip
+from fedshelf.core.params import Segment
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.data.product_tree import ProductTree
@@ -86,7 +87,10 @@ class RoundSteps:
             self._noise.note("", server, size=plan.start_clients, is_discrete=noisy.noise_at == "stores")
             expected = plan.fraction * plan.start_clients
             loudness = noisy.deviations(expected)[0] * math.sqrt(self._layout.num_trainable) / expected
-            self._noise.warn_of_volume(loudness)
+            head = f"{context.model.head}."
+            trained = [spec.name for spec in self._layout.tensors if spec.segment is Segment.TRAINABLE]
+            is_head_only = bool(context.model.head) and all(name.startswith(head) for name in trained)
+            self._noise.warn_of_volume(loudness, trains_head_only=is_head_only)
 
     def draw(
         self, state: ServerState, attempt: int, recorded: Iterable[frozenset[str]] = (), *, encryption: str = ""

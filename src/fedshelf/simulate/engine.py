@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedshelf.app.components import encryption_of, mask_of
+from fedshelf.app.components import closed_form_of, encryption_of, mask_of, summed_codec_of
 from fedshelf.app.model import ModuleFactory
 from fedshelf.app.run import open_run, with_own_model
 from fedshelf.app.server import Evaluate, make_server
 from fedshelf.app.setup import masking_terms
 from fedshelf.app.teacher import teacher_folder, with_teacher
 from fedshelf.config import places
-from fedshelf.config.schema import RunConfig
+from fedshelf.config.schema import RunConfig, modular_for, recommended
 from fedshelf.config.without_effect import without_effect_on
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
@@ -133,6 +133,19 @@ def _check_sums(config: RunConfig, names: Sequence[str]) -> None:
         )
 
 
+def _with_room(config: RunConfig, num_stores: int) -> RunConfig:
+    """The configuration with room for the sum of all uploads of a round, if hiding them implied the codec."""
+    if config.codec_up != recommended(config.__dict__).get("codec_up") or config.algorithm == "fedbuff":
+        return config
+    most = cohorts.over_selected(
+        cohorts.size(num_stores, fraction=config.fraction), num_stores, config.over_selection
+    )  # fmt: skip
+    if config.dp == "client" or closed_form_of(config) is not None:  # drawn independently; of all photos
+        most = num_stores
+    codec = summed_codec_of(config)
+    return config if codec is None else config.model_copy(update={"codec_up": modular_for(codec.bits, most)})
+
+
 def simulate_stores(
     config: RunConfig, stores: Stores, *, model: ModuleFactory | None = None, watchers: tuple[MetricSink, ...] = (),
     stop: threading.Event | None = None, training: Run = alone,
@@ -166,6 +179,7 @@ def simulate_stores(
     _check_sums(config, names)
     for sentence in without_effect_on(config, len(names)):
         logger.warning(sentence)
+    config = _with_room(config, len(names))
     joins = [join_of(stores, name) for name in names]  # an unusable folder fails here, before the run is created
     durations = durations_of(config, names)
     config = config.model_copy(

@@ -31,6 +31,7 @@ _ADVICE = {
     errno.EACCES: "Give yourself the right to write there, or choose another folder.",
     errno.EPERM: "Give yourself the right to write there, or choose another folder.",
     errno.ENOTDIR: "A file stands where a folder is needed: move it away, or choose another folder.",
+    errno.EISDIR: "A folder stands where a file is needed: name a file in it, or choose another place.",
     errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another folder.",
     errno.ELOOP: "FedShelf does not write through symbolic links: remove it, and start again.",
 }

@@ -13,6 +13,7 @@ from fedshelf.app.audit.attacks import AuditOptions, audit
 from fedshelf.app.audit.subject import AuditSubject, subject_of_run, subject_of_store
 from fedshelf.app.client import StoreClient
 from fedshelf.app.client_place import ClientPlace
+from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Ready
 from fedshelf.data.synthetic_sales import write_synthetic_sales
 from fedshelf.privacy import policy as policies
@@ -39,6 +40,20 @@ def simulated(home: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         return "run"
 
     return simulate
+
+
+def test_an_unknown_store_is_told_with_those_there_are(simulated: Any) -> None:
+    with pytest.raises(UsageError, match="--name nobody: .* The stores are 'lyon', 'oslo'"):
+        subject_of_run(simulated(), data_dir=None, store="nobody")
+    with pytest.raises(UsageError, match="did you mean 'oslo'"):
+        subject_of_run("run", data_dir=None, store="osla")
+
+
+def test_a_report_needs_a_file_and_not_a_folder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = fedshelf(capsys, "privacy", "audit", "run", "--out", str(home))
+    assert (code, error) == (
+        2, f"error: --out {home}: that is a folder. Name a file in it, such as {home / 'report.html'}\n"
+    )  # fmt: skip
 
 
 def audited(run: str) -> AuditReport:

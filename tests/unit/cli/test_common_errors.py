@@ -69,6 +69,11 @@ USAGE = {
         "predict x.jpg --top 0",
         "error: --top 0: must be at least 1\nTry 'fedshelf predict --help'.",
     ),
+    "two wrong values": (
+        "privacy audit run --photos 0 --canaries many",
+        "error: --photos 0: must be at least 1\nerror: --canaries many: not a whole number\n"
+        "Try 'fedshelf privacy audit --help'.",
+    ),
     "large number": (
         "data partition photos --out stores --stores 9999999999999999999999",
         "error: --stores 9999999999999999999999: must be at most 1,000,000\nTry 'fedshelf data partition --help'.",

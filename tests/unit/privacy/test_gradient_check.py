@@ -1,11 +1,13 @@
 """Models whose photos cannot be told apart are found, and named by layer."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fedshelf.models.resnet import resnet10
-from fedshelf.privacy.gradient_check import find_problem
+from fedshelf.privacy.gradient_check import TOLERANCE, find_problem
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.device import Compute
 from fedshelf.training.settings import TrainingSettings
@@ -46,6 +48,14 @@ def test_a_layer_that_mixes_the_photos_of_a_batch_is_found() -> None:
     problem = problem_of(linear(MixesPhotos()))
     assert problem is not None
     assert "a layer mixes the photos of a batch" in problem
+
+
+def test_a_wrong_gradient_is_told_with_the_tensors_that_are_off() -> None:
+    mixing = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Flatten(), MixesPhotos(), nn.Linear(4 * 16 * 16, 3))
+    found = re.search(r"off by (\S+), most in '(\S+)': ([^),]+)", str(problem_of(mixing)))
+    assert found is not None
+    assert found[2] in ("0.weight", "3.weight")
+    assert TOLERANCE < float(found[3]) <= 1.05 * float(found[1])
 
 
 def test_a_layer_without_a_rule_is_named() -> None:

@@ -39,3 +39,10 @@ def test_noise_that_drowns_what_stores_send_is_told(caplog: pytest.LogCaptureFix
     assert caplog.messages == []
     reported.warn_of_volume(90.0)
     assert "the noise in the mean of a round is 90-fold the largest upload" in caplog.text
+    assert "--train head" in caplog.text
+
+
+def test_a_run_that_trains_the_head_alone_is_not_told_to_do_so(caplog: pytest.LogCaptureFixture) -> None:
+    ReportedNoise(RecordingSink()).warn_of_volume(90.0, trains_head_only=True)
+    assert "It takes hundreds of stores in a round" in caplog.text
+    assert "--train head" not in caplog.text

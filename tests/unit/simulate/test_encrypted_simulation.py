@@ -60,7 +60,7 @@ def test_an_encrypted_run_continues_with_the_same_bits() -> None:
         ({"aggregator": "median"}, "--aggregator median with --he: the server decodes the sum"),
         ({"secagg": True}, "--secagg with --he: each hides all uploads but their sum"),
         ({"algorithm": "fedasync"}, "--algorithm fedasync with --he"),
-        ({"algorithm": "ridge"}, "--he with --algorithm ridge"),
+        ({"algorithm": "ridge"}, "--algorithm ridge with --he: it is not encrypted. Use --secagg"),
         ({"local_work": "dynamic"}, "--local-work dynamic with --he"),
         ({"norm_bound": 3.0}, "--norm-bound 3.0 with --he"),
         ({"sampling": "size"}, "--sampling size with --he"),
@@ -80,6 +80,13 @@ def test_what_needs_single_uploads_is_refused(stores: Path, given: dict[str, Any
         run("run", he=True, **given)
     assert any(said in str(problem) for problem in raised.value.args), raised.value.args
     assert not Path("run").exists()
+
+
+@pytest.mark.usefixtures("stores")
+def test_a_combination_is_refused_in_one_sentence() -> None:
+    with pytest.raises(UsageError) as raised:
+        run("run", he=True, algorithm="ridge")
+    assert len(raised.value.args) == 1
 
 
 @pytest.mark.usefixtures("stores")

@@ -211,6 +211,25 @@ def test_too_many_uploads_for_the_codec_end_the_run_with_the_remedy() -> None:
         run("run", secagg=True, codec_up="modular:32:0:3")
 
 
+def test_masks_imply_a_codec_with_room_for_all_stores(home: Path) -> None:
+    for number in range(66):
+        write_pack(Path("stores") / f"s{number:02}", dict.fromkeys(CLASSES, 1))
+    given = {"test_dir": None, "rounds": 1, "local_epochs": 1, "compare": False, "val_fraction": 0.0}
+    masked, _ = run("masked", secagg=True, **given)
+    codec = json.loads(output("show", "masked", "--json"))["codec_up"]
+    assert codec == "modular:32:0:66"
+    plain, _ = run("plain", codec_up=codec, **given)
+    assert torch.equal(masked, plain)
+    assert "min-clients = 3" in Path("masked/config.toml").read_text()
+
+
+def test_a_server_s_codec_has_room_for_twice_the_stores_that_it_waits_for() -> None:
+    assert load(RunConfig, None, {"secagg": True, "min_clients": 32}).codec_up == "modular:32"
+    assert load(RunConfig, None, {"secagg": True, "min_clients": 80}).codec_up == "modular:32:0:160"
+    few = load(RunConfig, None, {"he": True, "weights": "equal", "min_clients": 80})
+    assert few.codec_up == "modular:16:0:160"
+
+
 @pytest.mark.usefixtures("stores")
 def test_the_protection_is_in_what_a_run_shows() -> None:
     run("run", secagg=True, rounds=1, compare=False)

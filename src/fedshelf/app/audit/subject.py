@@ -18,7 +18,7 @@ from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import ModelError, UsageError
 from fedshelf.core.messages import Setup
-from fedshelf.core.text import did_you_mean
+from fedshelf.core.text import did_you_mean, some
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.folder import scan
@@ -94,7 +94,8 @@ def subject_of_run(
         )
     folders = store_folders(places.absolute(root))
     if store is not None and store not in folders:
-        raise UsageError(f"--name {store}: there is no such store in '{root}'{did_you_mean(store, folders)}")
+        near = did_you_mean(store, folders) or f". The stores are {some(sorted(folders))}"
+        raise UsageError(f"--name {store}: there is no such store in '{root}'{near}")
     name = min(folders) if store is None else store
     catalogue = _as_trained(Catalogue.load(directory.catalogue), directory)
     named = config.model_copy(update={"pretrained": False, "device": "cpu", "teacher_digest": None})

@@ -63,6 +63,16 @@ class EncryptedForm:
         packing = Packing(sizes=scope.sizes, summands=encode.codec.summands)
         return cls(encode=encode, layout=layout, scope=scope, packing=packing)
 
+    @property
+    def upload_bytes(self) -> int:
+        """Bytes of an upload's ciphertexts, and of its codes that are not encrypted."""
+        return self.packing.upload_bytes + sum(bits // 8 * size for bits, size in self._unencrypted)
+
+    @property
+    def _unencrypted(self) -> list[tuple[int, int]]:
+        """Bits and number of the codes of each part that are not encrypted."""
+        return [(bits, int((~mask).sum())) for bits, mask in zip(self.scope.bits, self.scope.masks, strict=True)]
+
     def upload(self, upload: Upload, vector: Bytes, tag: SealedTag, others: Sequence[Integers]) -> Upload:
         """The upload with ciphertexts in place of its codes.
 
@@ -91,10 +101,9 @@ class EncryptedForm:
         tag = wire.from_text(upload.tag, SealedTag)
         if tag.member != client:
             raise RefusedError("its tag names another store")
-        sizes = [(bits, int((~mask).sum())) for bits, mask in zip(self.scope.bits, self.scope.masks, strict=True)]
         if len(upload.vectors) != 1:
             raise RefusedError("it is not encrypted: the client's configuration is another")
-        vector, others = self._read(upload.vectors.get(SUMMAND), sizes, is_encrypted=True)
+        vector, others = self._read(upload.vectors.get(SUMMAND), self._unencrypted, is_encrypted=True)
         return vector, tag, others
 
     def sum_to_decrypt(self, vector: Bytes) -> Vector:
