@@ -28,7 +28,7 @@ from fedshelf.edge.serving.corrections import (
     unknown_products,
 )
 from fedshelf.edge.serving.photo_copy import MAX_SIDE, clean_copy
-from fedshelf.edge.serving.session import Guess
+from fedshelf.core.guess import Guess
 from tests.edge_models import photo
 
 LABELS = ("Gala", "Pear", "Milk")
