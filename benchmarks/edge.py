@@ -110,7 +110,7 @@ def _serving(model: Path) -> Iterator[tuple[httpx.Client, psutil.Process, float]
     with tempfile.TemporaryDirectory() as home:
         began = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedshelf", "edge", "serve", str(model), "--port", "0"], text=True,
+            [sys.executable, "-m", "fedshelf.edge.till", "serve", str(model), "--port", "0"], text=True,
             stdout=subprocess.PIPE, env={**os.environ, "FEDSHELF_HOME": home, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         try:
