@@ -113,7 +113,9 @@ def _quantize(file: Path, data_dir: Path, out: Path, test_dir: Path | None, as_j
     try:
         from fedshelf.edge.making.quantize import quantize
     except ImportError as error:
-        raise UsageError(f"'fedshelf-edge quantize' needs {error.name}: pip install 'fedshelf-edge[quantize]'") from None
+        raise UsageError(
+            f"'fedshelf-edge quantize' needs {error.name}: pip install 'fedshelf-edge[quantize]'"
+        ) from None
     info, certificate = quantize(file, data_dir, out, test_dir=test_dir)
     record = {"model": str(out), "bytes": out.stat().st_size, "digest": info.digest, **certificate.to_record()}
     if as_json:

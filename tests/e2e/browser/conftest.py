@@ -44,7 +44,8 @@ class Till:
 
     def photos(self) -> list[str]:
         """The corrected photos that lie in folders of products."""
-        return sorted(str(path.relative_to(self.store)) for path in self.store.glob("*/**/correction-*.jpg"))
+        found = (path.relative_to(self.store) for path in self.store.rglob("correction-*.jpg"))
+        return sorted(str(path) for path in found if path.parts[0] != ".fedshelf")
 
 
 @dataclass

@@ -120,9 +120,7 @@ def test_with_the_network_cut_a_reloaded_page_still_names_photos(
     tab.shows("#status", "The server does not answer. Is it running?")
 
 
-def test_what_is_no_photo_is_refused_in_the_browser_too(
-    start_till: StartTill, open_tab: OpenTab, model: Path
-) -> None:
+def test_what_is_no_photo_is_refused_in_the_browser_too(start_till: StartTill, open_tab: OpenTab, model: Path) -> None:
     tab = open_tab(start_till("--in-browser", model=model).url)
     tab.choose(b"no photo")
     tab.shows("#status", "This file cannot be read as a photo.")

@@ -65,7 +65,7 @@ def test_corrections_are_listed_reviewed_and_undone(tmp_path: Path, capsys: pyte
     assert "Accepted" in said("review", str(tmp_path), "--accept", kiwi.id)
     assert (tmp_path / "Kiwi").is_dir()
     assert said("undo", str(tmp_path), gala.id).startswith(f"Took back {gala.id}, Gala.")
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="2"):
         main(["corrections", "undo", str(tmp_path), "unknown"])
     assert capsys.readouterr().err.startswith("error: ")
 
