@@ -4,6 +4,8 @@
 # make test   format, lint, types, layers, tests: what CI runs
 # make test-low   the tests with the oldest versions of what FedShelf stands on
 # make bench  FedShelf against the limit of this machine and its peers (hours; resumes): docs/how-to/benchmarks.md
+# make edge-wheel   the distribution for tills, without PyTorch: dist/fedshelf_edge-*.whl
+# make browser-runtime   ONNX Runtime for browsers, for `edge serve --in-browser` (needs npm)
 # make docs   the documentation as a web site in site/
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ READY  := $(VENV)/.complete
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BENCH  ?= pilot chain wire bytes
 
-.PHONY: env demo test test-low bench docs clean
+.PHONY: env demo test test-low bench docs edge-wheel browser-runtime clean
 
 env: $(READY)
 
@@ -44,6 +46,13 @@ bench: $(READY)
 
 docs: $(READY)
 	$(VENV)/bin/mkdocs build --strict
+
+browser-runtime:
+	scripts/get-browser-runtime
+
+# With the model in the browser, if `make browser-runtime` was run.
+edge-wheel: $(READY)
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist packaging/edge
 
 clean:
 	rm -rf $(VENV) .venv-low site build demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

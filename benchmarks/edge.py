@@ -1,4 +1,4 @@
-"""*edge*: what `fedshelf edge serve` costs, compared with ONNX Runtime on the same file, in one run.
+"""*edge*: what `fedshelf-edge serve` costs, compared with ONNX Runtime on the same file, in one run.
 
 All ways of naming a photo take turns, so that a busy machine slows them alike. Figures are medians over repetitions.
 """
@@ -110,13 +110,13 @@ def _serving(model: Path) -> Iterator[tuple[httpx.Client, psutil.Process, float]
     with tempfile.TemporaryDirectory() as home:
         began = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedshelf", "edge", "serve", str(model), "--port", "0"], text=True,
+            [sys.executable, "-m", "fedshelf.edge.till", "serve", str(model), "--port", "0"], text=True,
             stdout=subprocess.PIPE, env={**os.environ, "FEDSHELF_HOME": home, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         try:
             line = process.stdout.readline() if process.stdout else ""
             if " at " not in line:
-                raise MeasurementError("'fedshelf edge serve' did not start")
+                raise MeasurementError("'fedshelf-edge serve' did not start")
             with httpx.Client(base_url=line.rpartition(" at ")[2].strip(), timeout=30) as client:
                 yield client, psutil.Process(process.pid), began
         finally:

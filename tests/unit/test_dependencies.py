@@ -31,6 +31,14 @@ def test_the_lower_end_of_each_range_is_what_the_command_for_it_installs(needed:
     assert pins("constraints-low.txt")[needed.name] == Version(lower.version)
 
 
+def test_the_distribution_for_tills_has_the_same_ranges() -> None:
+    edge = tomllib.loads((ROOT / "packaging/edge/pyproject.toml").read_text())["project"]
+    ranges = {needed.name: needed.specifier for needed in [*RUNTIME, *EXTRAS]}
+    extras = [line for lines in edge["optional-dependencies"].values() for line in lines]
+    for needed in map(Requirement, [*edge["dependencies"], *extras]):
+        assert needed.specifier == ranges[needed.name], needed.name
+
+
 def test_only_flower_is_pinned_exactly() -> None:
     exact = [needed.name for needed in RUNTIME if any(part.operator == "==" for part in needed.specifier)]
     assert exact == ["flwr"], "docs/adr/0002-embed-flower.md"

@@ -17,6 +17,7 @@ from fedshelf.app.state_directories import default_name
 from fedshelf.app.store_sales import StoreSales
 from fedshelf.config import places
 from fedshelf.core.errors import ModelError, UsageError
+from fedshelf.core.guess import Guess
 from fedshelf.core.system_errors import content_problem
 from fedshelf.core.text import counted, from_filesystem
 from fedshelf.data.augmentation import normalize
@@ -38,19 +39,6 @@ from fedshelf.tracking.runs import resolve_run
 from fedshelf.training.trainer import EVALUATION_BATCH
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guess:
-    """A predicted product, or folder of products.
-
-    Attributes:
-        label: the product, or the folder's path.
-        probability: the model's probability for it.
-    """
-
-    label: str
-    probability: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,5 @@
 """The `fedshelf edge` commands: the model at the shelf, and the staff's corrections. Nothing here imports torch."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +9,9 @@ from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, echo_command, print_json
 from fedshelf.cli.edge_quantize import quantize
 from fedshelf.cli.tables import Column, Table
-from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import MAX_INTEGER
 from fedshelf.core.text import counted
+from fedshelf.edge.serving.serve import DEFAULT_DAILY_CAP, DEFAULT_HOST, DEFAULT_PORT
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.app.trained_photos import TrainedPhotos
@@ -23,7 +22,6 @@ corrections = Commands(help="List, undo, and review corrections.")
 app.add_typer(corrections, name="corrections")
 app.command("quantize")(quantize)
 
-DEFAULT_PORT = 8765
 _DataDir = Annotated[Path, typer.Argument(metavar="DIR", help="The store's photo folder.")]
 _Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Corrections, as 'list' shows them.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
@@ -32,7 +30,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs to 
 @app.command()
 def serve(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file from 'fedshelf export'.")],
-    host: Annotated[str, typer.Option(help="Address to listen on. All but loopback need a token.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on. All but loopback need a token.")] = DEFAULT_HOST,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
     ] = DEFAULT_PORT,
@@ -55,10 +53,14 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the TLS certificate (PEM).")] = None,
     daily_cap: Annotated[
         int, typer.Option(min=0, max=MAX_INTEGER, help="Corrections per day that are used for training without review.")
-    ] = 200,
+    ] = DEFAULT_DAILY_CAP,
     threads: Annotated[
         int, typer.Option(min=0, max=1024, help="CPU threads per photo; 0 lets ONNX Runtime choose.")
     ] = 0,
+    in_browser: Annotated[
+        bool,
+        typer.Option("--in-browser", help="Browsers run the model themselves, also with the network cut."),
+    ] = False,
 ) -> None:
     """Serve a model: a page for a phone or a till, and an HTTP API.
 
@@ -66,37 +68,14 @@ def serve(
 
     Example: fedshelf edge serve model.onnx --data-dir photos/
     """
-    _require_extra()
-    from fedshelf.config.places import absolute
-    from fedshelf.edge.serving.corrections import Corrections
-    from fedshelf.edge.serving.guard import Access
-    from fedshelf.edge.serving.http_api import make_app
-    from fedshelf.edge.serving.server import Address, Token, run
-    from fedshelf.edge.serving.session import Session
+    from fedshelf.edge.serving.serve import Serving
+    from fedshelf.edge.serving.serve import serve as serve_model
 
-    address = Address(host=host, port=port, certificate=tls_cert, key=tls_key)
-    token = Token.find(host, token_file)
-    with address.listen() as listener:
-        session = Session.open(absolute(model), num_threads=threads)
-        info = session.info
-        session.check()
-        filed = None
-        if data_dir is not None:
-            filed = Corrections(absolute(data_dir), labels=info.labels, paths=info.paths, daily_cap=daily_cap)
-        access = Access.of(host, token=token.text, names=allow_host or ())
-        url = address.url(listener)
-
-        def on_start() -> None:
-            echo(f"Serving {counted(len(info.labels), 'product')} at {url}")
-            if token.is_new:
-                echo(f"Open this link on the other device. It is shown once: {url}#token={token.text}")
-            if token.text:
-                echo(f"The token is in {token.source}.")
-            if token.text and tls_cert is None:
-                echo("Without --tls-cert, photos and the token cross the network unencrypted, and browsers on other "
-                     "devices offer no live camera.")  # fmt: skip
-
-        run(make_app(session, access=access, corrections=filed), address, listener, on_start=on_start)
+    serving = Serving(
+        model=model, host=host, port=port, data_dir=data_dir, token_file=token_file, allow_host=allow_host or (),
+        tls_cert=tls_cert, tls_key=tls_key, daily_cap=daily_cap, threads=threads, in_browser=in_browser,
+    )  # fmt: skip
+    serve_model(serving, say=echo)
 
 
 @corrections.command("list")
@@ -185,12 +164,6 @@ def review(
     echo(f"{counted(len(waiting), 'correction')} to review in '{folder}'")
     if waiting:
         echo_command(f"fedshelf edge corrections review {data_dir} --accept {waiting[0].id}")
-
-
-def _require_extra() -> None:
-    missing = [name for name in ("onnxruntime", "starlette", "uvicorn", "python_multipart") if find_spec(name) is None]
-    if missing:
-        raise UsageError(f"'fedshelf edge serve' needs {', '.join(missing)}: pip install 'fedshelf[edge]'")
 
 
 def _record(correction: "Correction", trained: "TrainedPhotos | None" = None) -> dict[str, object]:

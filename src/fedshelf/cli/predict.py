@@ -19,8 +19,7 @@ from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.tracking.terminal import make_console, print_line
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
-    from fedshelf.app.predictor import Guess
-    from fedshelf.edge.serving.session import Guess as SessionGuess
+    from fedshelf.core.guess import Guess
 
 _CSV_HEADING: tuple[object, ...] = ("photo", "rank", "product", "probability", "sure", "error")
 
@@ -114,7 +113,7 @@ class _Found:
         is_sure: whether the answer is sure; None of a model without a threshold.
     """
 
-    levels: "Sequence[Sequence[Guess | SessionGuess]]"
+    levels: "Sequence[Sequence[Guess]]"
     products: Sequence[str]
     is_sure: bool | None = None
 
@@ -177,7 +176,7 @@ def _show(photo: Path, found: _Found, *, as_json: bool) -> None:
     echo(f"{photo}{unsure}", *(f"{percent(probability):>9}  {name}" for name, probability in likely))
 
 
-def _record(guesses: "Sequence[Guess | SessionGuess]") -> list[dict[str, object]]:
+def _record(guesses: "Sequence[Guess]") -> list[dict[str, object]]:
     """The guesses as JSON. `class` is the former name of `product`."""
     return [{"product": one.label, "class": one.label, "probability": one.probability} for one in guesses]
 

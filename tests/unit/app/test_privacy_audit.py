@@ -43,7 +43,7 @@ def simulated(home: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_an_unknown_store_is_told_with_those_there_are(simulated: Any) -> None:
-    with pytest.raises(UsageError, match="--name nobody: .* The stores are 'lyon', 'oslo'"):
+    with pytest.raises(UsageError, match=r"--name nobody: .* The stores are 'lyon', 'oslo'"):
         subject_of_run(simulated(), data_dir=None, store="nobody")
     with pytest.raises(UsageError, match="did you mean 'oslo'"):
         subject_of_run("run", data_dir=None, store="osla")

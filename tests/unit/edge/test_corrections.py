@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from fedshelf.core.errors import DataError, RunError, UsageError
+from fedshelf.core.guess import Guess
 from fedshelf.data.folder import scan
 from fedshelf.edge.serving import corrections as module
 from fedshelf.edge.serving.correction_journal import Correction, Status
@@ -28,7 +29,6 @@ from fedshelf.edge.serving.corrections import (
     unknown_products,
 )
 from fedshelf.edge.serving.photo_copy import MAX_SIDE, clean_copy
-from fedshelf.edge.serving.session import Guess
 from tests.edge_models import photo
 
 LABELS = ("Gala", "Pear", "Milk")

@@ -240,7 +240,7 @@ def read_to_the_end(peer: socket.socket) -> bytes:
 
 
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedshelf.cli.edge.find_spec", lambda name: None if name == "starlette" else object())
+    monkeypatch.setattr("fedshelf.edge.serving.serve.find_spec", lambda name: None if name == "starlette" else object())
     with pytest.raises(UsageError, match=r"needs starlette: pip install 'fedshelf\[edge\]'"):
         serve(Path("m.onnx"))
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from fedshelf.config.places import folder_name
 from fedshelf.core.errors import DataError, UsageError
+from fedshelf.core.guess import Guess
 from fedshelf.core.text import counted, from_filesystem, to_filesystem
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.filesystem import folder_problem
@@ -34,7 +35,6 @@ from fedshelf.data.folder import class_folder
 from fedshelf.data.photo_files import PRIVATE_FOLDER
 from fedshelf.edge.serving.correction_journal import ACTIVE, WAITING, Correction, Journal, Status, fields_of
 from fedshelf.edge.serving.product_folders import ProductFolders, checked_name
-from fedshelf.edge.serving.session import Guess
 from fedshelf.storage.atomic_files import make_own_folder, sync_folder, translating_os_errors, write_atomically
 from fedshelf.storage.hash_chain import timestamp
 from fedshelf.storage.lock import file_lock

@@ -15,8 +15,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/favicon.ico", "/healthz", "/readyz"})
+from fedshelf.edge.serving.browser_model import RUNTIME_FILES
+
+OPEN_PATHS = frozenset({
+    "/", "/page.css", "/page.js", "/favicon.ico", "/healthz", "/readyz", "/in-browser.js", "/service-worker.js",
+    *(f"/runtime/{name}" for name in RUNTIME_FILES),
+})  # fmt: skip
 """Served without a token: they tell nothing of the store."""
+WASM_POLICY = "script-src 'self' 'wasm-unsafe-eval'"
+"""Takes the place of `script-src 'self'` where the browser runs the model: WebAssembly, but no text as a script."""
 SECURITY_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -98,10 +105,12 @@ class Guard:
     Attributes:
         app: what answers the other requests.
         access: who may use it.
+        runs_wasm: whether the page may run WebAssembly.
     """
 
     app: ASGIApp
     access: Access
+    runs_wasm: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,7 +119,11 @@ class Guard:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(SECURITY_HEADERS)
+                if self.runs_wasm:
+                    policy = headers["content-security-policy"]
+                    headers["content-security-policy"] = policy.replace("script-src 'self'", WASM_POLICY)
             await send(message)
 
         status, reason = self.access.problem(scope)

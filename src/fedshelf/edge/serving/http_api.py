@@ -5,22 +5,25 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ExceptionHandler
 
 from fedshelf.core.errors import DataError, FedShelfError, RunError
+from fedshelf.core.guess import Guess
+from fedshelf.edge.serving.browser_model import BrowserModel
 from fedshelf.edge.serving.correction_journal import Correction
 from fedshelf.edge.serving.corrections import Corrections, TooManyWaitingError
 from fedshelf.edge.serving.guard import Access, Guard
 from fedshelf.edge.serving.openapi import document
 from fedshelf.edge.serving.photo_copy import clean_copy
 from fedshelf.edge.serving.recognizer import BusyError, Prediction, Recognizer, digest
-from fedshelf.edge.serving.session import Guess, Session
+from fedshelf.edge.serving.session import Session
 from fedshelf.edge.serving.uploads import read_form
 
 logger = logging.getLogger(__name__)
@@ -32,23 +35,32 @@ _PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
+_IN_BROWSER = {
+    "/in-browser.js": ("in-browser.js", "text/javascript"),
+    "/service-worker.js": ("service-worker.js", "text/javascript"),
+}
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(session: Session, *, access: Access, corrections: Corrections | None = None) -> Guard:
+def make_app(
+    session: Session, *, access: Access, corrections: Corrections | None = None, in_browser: BrowserModel | None = None
+) -> Guard:
     """The ASGI app.
 
     Args:
         session: the model.
         access: who may use it.
         corrections: files corrected photos; None: they are refused.
+        in_browser: what browsers need to run the model themselves; None: the server runs it.
     """
-    api = _Api(session, corrections)
+    api = _Api(session, corrections, names_in_browser=in_browser is not None)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         api.recognizer.close()
+        if in_browser is not None:
+            in_browser.close()
 
     routes = [
         *(Route(path, _file(name, kind)) for path, (name, kind) in _PAGE.items()),
@@ -60,22 +72,27 @@ def make_app(session: Session, *, access: Access, corrections: Corrections | Non
         Route("/v1/predict", _with_place(api.predict, api.recognizer), methods=["POST"]),
         Route("/v1/corrections", _with_place(api.correct, api.recognizer), methods=["POST"]),
     ]
+    if in_browser is not None:
+        routes += [Route(path, _file(name, kind)) for path, (name, kind) in _IN_BROWSER.items()]
+        routes += in_browser.routes()
     app = Starlette(
         routes=routes, lifespan=lifespan,
-        exception_handlers={HTTPException: _http_error, FedShelfError: _expected_error, Exception: _fault},
+        exception_handlers={
+            HTTPException: cast(ExceptionHandler, _http_error), FedShelfError: _expected_error, Exception: _fault,
+        },
     )  # fmt: skip
-    return Guard(app=app, access=access)
+    return Guard(app=app, access=access, runs_wasm=in_browser is not None)
 
 
 class _Api:
-    def __init__(self, session: Session, corrections: Corrections | None) -> None:
+    def __init__(self, session: Session, corrections: Corrections | None, *, names_in_browser: bool) -> None:
         self.recognizer = Recognizer(session)
         self._corrections = corrections
         info = session.info
         model = {
-            "model": info.digest, "products": list(info.labels), "threshold": info.threshold,
-            "image_size": info.image_size, "precision": info.precision, "corrections": corrections is not None,
-            "card": dict(info.card),
+            "model": info.digest, "products": list(info.labels), "paths": list(info.paths),
+            "threshold": info.threshold, "image_size": info.image_size, "precision": info.precision,
+            "corrections": corrections is not None, "in_browser": names_in_browser, "card": dict(info.card),
         }  # fmt: skip
         self._model = JSONResponse(model).body
 
@@ -169,8 +186,7 @@ def _with_place(endpoint: Endpoint, recognizer: Recognizer) -> Endpoint:
     return limited
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  for the type checker
+async def _http_error(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 413:  # the rest of the photo is not read
         headers["connection"] = "close"

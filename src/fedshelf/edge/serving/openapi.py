@@ -33,6 +33,7 @@ def document() -> Json:
                  "507": "The photo cannot be written: the disk is full, for example."},
             )},
             "/v1/model": {"get": _get("Describe the model.", "Model")},
+            "/v1/model.onnx": {"get": _get_file("The model file, for browsers. Only with --in-browser.")},
             "/healthz": {"get": _get("Whether the process is alive.", "Status", is_open=True)},
             "/readyz": {"get": _get("Whether the model is loaded.", "Status", is_open=True)},
         },
@@ -76,11 +77,15 @@ _SCHEMAS: Json = {
     },
     "Model": {
         "type": "object",
-        "required": ["model", "products", "threshold", "image_size", "precision", "corrections", "card"],
+        "required": [
+            "model", "products", "paths", "threshold", "image_size", "precision", "corrections", "in_browser", "card",
+        ],
         "properties": {
             "model": {"type": "string"}, "products": {"type": "array", "items": {"type": "string"}},
+            "paths": {"type": "array", "items": {"type": "string"}, "description": "The products with their folders."},
             "threshold": _PROBABILITY, "image_size": {"type": "integer"}, "precision": {"type": "string"},
             "corrections": {"type": "boolean"}, "card": {"type": "object"},
+            "in_browser": {"type": "boolean", "description": "Whether browsers run the model themselves."},
         },
     },
     "Status": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}},
@@ -106,6 +111,12 @@ def _post(summary: str, fields: Json, required: list[str], schema: str, errors: 
 def _get(summary: str, schema: str, *, is_open: bool = False) -> Json:
     found: Json = {"summary": summary, "responses": {"200": _answer(schema), **_errors({} if is_open else _COMMON)}}
     return {**found, "security": []} if is_open else found
+
+
+def _get_file(summary: str) -> Json:
+    file = {"description": "The file.", "content": {"application/octet-stream": {}}}
+    absent = {"404": "The server was started without --in-browser."}
+    return {"summary": summary, "responses": {"200": file, **_errors({**_COMMON, **absent})}}
 
 
 def _answer(schema: str) -> Json:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fedshelf.edge.serving.session import Guess, Session
+from fedshelf.core.guess import Guess
+from fedshelf.edge.serving.session import Session
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError, ModelError
+from fedshelf.core.guess import Guess
 from fedshelf.core.text import counted
 from fedshelf.data.decode import DECODER_VERSION, UnusablePhotoError, decode
 from fedshelf.data.filesystem import file_problem
@@ -20,19 +21,6 @@ from fedshelf.data.product_tree import ProductTree
 from fedshelf.edge.model_info import INPUT, OUTPUT, ModelInfo
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guess:
-    """A product, or a folder of products.
-
-    Attributes:
-        label: the product, or the folder's path.
-        probability: the model's probability for it.
-    """
-
-    label: str
-    probability: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -32,6 +32,8 @@ const TEXTS = {
     notAPhoto: "This file cannot be read as a photo.",
     tooLarge: "This photo is too large.",
     unreachable: "The server does not answer. Is it running?",
+    onDevice: "Named on this device.",
+    noModel: "This browser cannot run the model: {reason}",
     failed: "That did not work: {reason}",
   },
   zh: {
@@ -63,12 +65,15 @@ const TEXTS = {
     notAPhoto: "无法把此文件读作照片。",
     tooLarge: "这张照片太大。",
     unreachable: "服务器没有响应。它在运行吗？",
+    onDevice: "已在本设备上识别。",
+    noModel: "此浏览器无法运行模型：{reason}",
     failed: "操作失败：{reason}",
   },
 };
 const BY_STATUS = { 401: "noToken", 413: "tooLarge", 422: "notAPhoto", 503: "busy" };
 const MAX_SUGGESTIONS = 50;
 const RETRIES = 3;
+const CACHE = "fedshelf-1"; // as in service-worker.js
 
 const element = (id) => document.getElementById(id);
 let language = "en";
@@ -77,6 +82,7 @@ let photo = null; // the photo that is shown
 let prediction = null; // the answer for it
 let shownStatus = null; // [key, values] of the status line
 let stream = null; // of the camera
+let onDevice = null; // with --in-browser, a promise of what names photos on this device
 let latest = 0; // number of the newest request, so that a late answer does not replace a newer one
 
 function text(key, values = {}) {
@@ -114,11 +120,13 @@ class Refusal extends Error {
   }
 }
 
-async function request(path, form) {
+const request = async (path, form) => (await send(path, form)).json();
+
+async function send(path, form) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   for (let attempt = 0; ; attempt++) {
     const answer = await fetch(path, { method: form ? "POST" : "GET", body: form, headers });
-    if (answer.ok) return answer.json();
+    if (answer.ok) return answer;
     if (answer.status === 503 && attempt < RETRIES) {
       const seconds = Number(answer.headers.get("Retry-After")) || 1;
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
@@ -188,6 +196,59 @@ function hideCorrection() {
   element("wrong-button").setAttribute("aria-expanded", "false");
 }
 
+// Keeps an answer for when the network is cut. Browsers do so on HTTPS and localhost.
+async function keep(path, answer) {
+  try {
+    const cache = await caches.open(CACHE);
+    await cache.put(path, answer);
+  } catch {
+    // no cache here, or no room in it: the model is fetched anew next time
+  }
+}
+
+async function openOnDevice() {
+  const [runtime, answer] = await Promise.all([import("./in-browser.js"), send(modelFile())]);
+  await keep(modelFile(), answer.clone());
+  const session = await runtime.open(await answer.arrayBuffer());
+  return async (file) => {
+    const pixels = await runtime.pixelsOf(file).catch(() => {
+      throw new Refusal(422, "");
+    });
+    return runtime.predictionOf(await runtime.probabilitiesOf(session, pixels), model);
+  };
+}
+
+const modelFile = () => `v1/model.onnx?${model.model}`;
+
+// Registers the service worker and keeps the model; without --in-browser, removes what an earlier start has kept.
+async function prepareDevice() {
+  if (!model.in_browser) {
+    for (const found of (await navigator.serviceWorker?.getRegistrations()) ?? []) await found.unregister();
+    if ("caches" in window) await caches.delete(CACHE);
+    return;
+  }
+  onDevice = openOnDevice();
+  onDevice.catch((error) => showStatus("noModel", { reason: error.message }, { isError: true }));
+  if ("serviceWorker" in navigator) await navigator.serviceWorker.register("service-worker.js").catch(() => {});
+  await keep("v1/model", new Response(JSON.stringify(model), { headers: { "Content-Type": "application/json" } }));
+  await forgetOldModels();
+}
+
+async function forgetOldModels() {
+  if (!("caches" in window)) return;
+  const cache = await caches.open(CACHE);
+  for (const { url } of await cache.keys()) {
+    if (url.includes("/v1/model.onnx?") && !url.endsWith(modelFile())) await cache.delete(url);
+  }
+}
+
+async function predict(file) {
+  if (onDevice) return (await onDevice)(file);
+  const form = new FormData();
+  form.append("file", file, "photo");
+  return request("v1/predict", form);
+}
+
 async function recognize(file) {
   const number = ++latest;
   photo = file;
@@ -198,13 +259,11 @@ async function recognize(file) {
   element("preview").src = URL.createObjectURL(file);
   element("preview").hidden = stream !== null; // the camera shows what the photo shows
   showStatus("looking");
-  const form = new FormData();
-  form.append("file", file, "photo");
   try {
-    const answer = await request("v1/predict", form);
+    const answer = await predict(file);
     if (number !== latest) return;
     prediction = answer;
-    showStatus(null);
+    showStatus(onDevice ? "onDevice" : null);
     showPrediction();
   } catch (error) {
     if (number === latest) showError(error);
@@ -313,6 +372,7 @@ async function start() {
   try {
     model = await request("v1/model");
     if (prediction) showPrediction();
+    await prepareDevice();
   } catch (error) {
     showError(error);
   }

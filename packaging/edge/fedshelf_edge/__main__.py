@@ -1,0 +1,5 @@
+"""`python -m fedshelf_edge`."""
+
+from fedshelf_edge import main
+
+main()
