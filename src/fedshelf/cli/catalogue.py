@@ -73,9 +73,7 @@ def add(
 @app.command()
 def alias(
     run: Run,
-    aliases: Annotated[
-        list[str] | None, typer.Argument(metavar="[ALIAS=PRODUCT]...", help="Other names of products.")
-    ] = None,
+    aliases: Annotated[list[str] | None, typer.Argument(metavar="PAIR...", help="Pairs ALIAS=PRODUCT.")] = None,
     file: Annotated[Path | None, typer.Option(help="CSV file with the columns alias and class.")] = None,
     root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
