@@ -62,7 +62,7 @@ def serve(serving: Serving, *, say: Callable[[str], None]) -> None:
     """
     if missing := [name for name in _LIBRARIES if find_spec(name) is None]:
         raise UsageError(f"'fedshelf edge serve' needs {', '.join(missing)}: pip install 'fedshelf[edge]'")
-    from fedshelf.edge.serving.memory import keep_memory_small
+    from fedshelf.edge.serving.malloc import keep_memory_small
 
     keep_memory_small()
     from fedshelf.edge.serving.browser_model import BrowserModel
