@@ -24,7 +24,7 @@ COMMANDS = [
     "demo", "server", "client", "enroll add", "enroll rotate", "enroll revoke", "enroll list", "enroll import",
     "enroll key", "enroll tokens", "enroll cancel", "enroll renumber",
     "audit-log", "privacy audit", "privacy explain", "privacy ledger", "privacy receipt", "simulate", "predict",
-    "evaluate", "export", "runs list", "runs show",
+    "distill", "evaluate", "export", "runs list", "runs show",
     "edge quantize", "edge serve", "edge corrections list", "edge corrections undo", "edge corrections review",
     "runs compare", "runs stop", "data partition", "data make-demo", "data fetch", "data synthetic-sales", "data check",
     "privacy epsilon",
