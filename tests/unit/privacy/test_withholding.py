@@ -132,14 +132,6 @@ def test_an_explanation_of_an_encrypted_run_has_the_bytes_that_leave() -> None:
     assert found["bytes_up"] < head["bytes_up"] < all_["bytes_up"], "the layers before the head are not encrypted"
 
 
-@pytest.mark.usefixtures("home")
-def test_the_seconds_need_only_what_was_not_given(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("run.toml").write_text("width = 8\nimage-size = 16\n", encoding="utf-8")
-    told = fedshelf(capsys, "privacy", "explain", "--config", "run.toml")[1]
-    assert "Seconds: unknown without --data-dir." in told
-    assert "Seconds: unknown without --config and --data-dir." in fedshelf(capsys, "privacy", "explain")[1]
-
-
 def noised_run(**more: Any) -> Any:
     from fedshelf.config.schema import RunConfig
 
