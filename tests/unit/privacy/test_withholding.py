@@ -122,7 +122,7 @@ def test_an_explanation_of_a_run_has_its_bytes_seconds_and_refusals() -> None:
 def test_an_explanation_of_an_encrypted_run_has_the_bytes_that_leave() -> None:
     from fedshelf.config.schema import RunConfig
 
-    plain = {"width": 8, "image_size": 16, "codec_up": "modular:32", "min_clients": 3}
+    plain: dict[str, Any] = {"width": 8, "image_size": 16, "codec_up": "modular:32", "min_clients": 3}
     found, all_, head = (
         explained(policy=STANDARD, config=RunConfig(**plain, **more), num_classes=4)
         for more in ({}, {"he": True}, {"he": True, "he_scope": "head"})
