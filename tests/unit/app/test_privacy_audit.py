@@ -49,11 +49,11 @@ def test_an_unknown_store_is_told_with_those_there_are(simulated: Any) -> None:
         subject_of_run("run", data_dir=None, store="osla")
 
 
-def test_a_report_needs_a_file_and_not_a_folder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = fedshelf(capsys, "privacy", "audit", "run", "--out", str(home))
-    assert (code, error) == (
-        2, f"error: --out {home}: that is a folder. Name a file in it, such as {home / 'report.html'}\n"
-    )  # fmt: skip
+@pytest.mark.usefixtures("home")
+def test_a_report_needs_a_file_and_not_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = fedshelf(capsys, "privacy", "audit", "run", "--out", str(tmp_path))
+    said = f"--out {tmp_path}: that is a folder. Name a file in it, such as {tmp_path / 'report.html'}"
+    assert (code, error) == (2, f"error: {said}\n")
 
 
 def audited(run: str) -> AuditReport:

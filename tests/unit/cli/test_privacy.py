@@ -166,3 +166,11 @@ def test_an_explanation_of_noise_that_stores_share_is_about_the_sum(
     shared = SampledGaussian(noise_multiplier=2.0, sampling_rate=1.0, steps=3)
     known = compose([shared], 1e-5, unit="client", is_discrete=True).epsilon
     assert json.loads(fedshelf(capsys, *given, "--json")[1])["epsilon"] == pytest.approx(known)
+
+
+@pytest.mark.usefixtures("home")
+def test_the_seconds_need_only_what_was_not_given(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.toml").write_text("width = 8\nimage-size = 16\n", encoding="utf-8")
+    told = fedshelf(capsys, "privacy", "explain", "--config", "run.toml")[1]
+    assert "Seconds: unknown without --data-dir." in told
+    assert "Seconds: unknown without --config and --data-dir." in fedshelf(capsys, "privacy", "explain")[1]

@@ -17,9 +17,10 @@ import pytest
 from cryptography import x509
 
 from fedshelf.core.errors import TransportError
+from fedshelf.deploy import blob_client, flower_client
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.connection_errors import ServerUnavailableError
-from fedshelf.deploy.http_connection import HttpConnection
+from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
+from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.tls import (
     ServerTls,
     client_context,
@@ -304,3 +305,12 @@ def test_a_proxy_that_opens_the_encryption_is_suspected(tmp_path: Path, monkeypa
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         found = failure(Address(host="shop.example", port=8080), own.ca)
     assert f"or the proxy 127.0.0.1:{proxy.port} (HTTPS_PROXY) opens the encryption" in str(found)
+
+
+def test_after_a_restart_a_client_says_that_it_joins_again_by_itself() -> None:
+    told = "the server was restarted and no longer knows this session. This client joins again by itself"
+    answer = Answer(status=401, headers={}, content=b'{"detail": "unknown session"}')
+    for check in (lambda: flower_client._checked(answer), lambda: blob_client._check(401, 200)):
+        with pytest.raises(SessionLostError) as raised:
+            check()
+        assert str(raised.value) == told

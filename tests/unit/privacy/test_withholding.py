@@ -122,7 +122,7 @@ def test_an_explanation_of_a_run_has_its_bytes_seconds_and_refusals() -> None:
 def test_an_explanation_of_an_encrypted_run_has_the_bytes_that_leave() -> None:
     from fedshelf.config.schema import RunConfig
 
-    plain = {"width": 8, "image_size": 16, "codec_up": "modular:32", "min_clients": 3}
+    plain: dict[str, Any] = {"width": 8, "image_size": 16, "codec_up": "modular:32", "min_clients": 3}
     found, all_, head = (
         explained(policy=STANDARD, config=RunConfig(**plain, **more), num_classes=4)
         for more in ({}, {"he": True}, {"he": True, "he_scope": "head"})
@@ -130,14 +130,6 @@ def test_an_explanation_of_an_encrypted_run_has_the_bytes_that_leave() -> None:
     assert [one["is_encrypted"] for one in (found, all_, head)] == [False, True, True]
     assert 3 * found["bytes_up"] < all_["bytes_up"] < 6 * found["bytes_up"]
     assert found["bytes_up"] < head["bytes_up"] < all_["bytes_up"], "the layers before the head are not encrypted"
-
-
-@pytest.mark.usefixtures("home")
-def test_the_seconds_need_only_what_was_not_given(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("run.toml").write_text("width = 8\nimage-size = 16\n", encoding="utf-8")
-    told = fedshelf(capsys, "privacy", "explain", "--config", "run.toml")[1]
-    assert "Seconds: unknown without --data-dir." in told
-    assert "Seconds: unknown without --config and --data-dir." in fedshelf(capsys, "privacy", "explain")[1]
 
 
 def noised_run(**more: Any) -> Any:
