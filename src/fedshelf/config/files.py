@@ -307,4 +307,6 @@ def _contradictions(config: Settings) -> list[str]:
         problems.append("--best-metric accuracy needs validation photos: set --val-fraction above 0")
     if (config.attack == "none") != (config.attackers == 0):
         problems.append("--attack and --attackers go together: what is done, and how many stores do it")
+    if config.attack_factor is not None and config.attack not in ("sign-flip", "scale"):
+        problems.append("--attack-factor is for --attack sign-flip and scale only")
     return problems

@@ -271,8 +271,7 @@ class RunConfig(Settings):
     attackers: Annotated[int, Setting(help="Number of attacking stores, the first by name.", ge=0, panel=ALGORITHM,
         scope=Scope.SERVER, commands=SIMULATE)] = 0  # fmt: skip
     attack_factor: Annotated[float | None, Setting(help="Factor that attackers multiply their uploads by (default: -1 "
-        "for sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE,
-        only_with=("attack", "sign-flip", "scale"))] = None  # fmt: skip
+        "for sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
     personalize: Annotated[str, Setting(help="What stays at the stores: batch-norm layers (fedbn), the "
         "last layer (fedper, fedrep), a second model (ditto), the gate of --sales (gate), or the final model after "

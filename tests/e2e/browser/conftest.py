@@ -64,6 +64,11 @@ class Tab:
     complaints: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
 
+    def refuse(self, dialog: Any) -> None:
+        """Note a dialog, and close it."""
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
     def choose(self, data: bytes, name: str = "photo.jpg", kind: str = "image/jpeg") -> None:
         self.page.set_input_files("#choose-input", {"name": name, "mimeType": kind, "buffer": data})
 
@@ -155,7 +160,7 @@ def open_tab(browser: Any) -> Iterator[OpenTab]:
         context.on("request", lambda request: tab.requests.append(request.url))
         context.on("console", lambda said: tab.complaints.append(said.text) if said.type == "error" else None)
         tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
-        tab.page.on("dialog", lambda dialog: (tab.dialogs.append(dialog.message), dialog.dismiss()))
+        tab.page.on("dialog", tab.refuse)
         opened.append((tab, url, context))
         tab.page.goto(url)
         return tab

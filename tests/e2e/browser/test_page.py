@@ -209,11 +209,6 @@ def test_another_web_site_can_neither_write_nor_read(till: Till, browser: Any, o
         page = browser.new_page()
         page.goto(site)
         frame = page.frames[-1]
-<<<<<<< HEAD
-        answers: list[Any] = []
-        page.on("response", answers.append)
-=======
->>>>>>> edgeweb
         expected = "null" if origin == "null" else site.rstrip("/")
         assert frame.evaluate("self.origin") == expected
         assert frame.evaluate(ATTACK, till.url) == ["refused"] * 4  # a script learns nothing at all

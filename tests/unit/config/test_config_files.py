@@ -250,7 +250,8 @@ def test_local_values_decide_nothing_and_all_others_do() -> None:
     own = RunConfig.__base__.model_fields  # type: ignore[union-attr]
     assert {name for name in own if RunConfig.flags()[name].scope is Scope.LOCAL} == set(local)
     assert files.effective(files.load(RunConfig, None, local)) == base
-    for name, value in {"rounds": 31, "seed": 1, "client_lr": 0.06, "quorum": 2, "threads": 2, "mu": 0.2}.items():
+    changed: dict[str, Any] = {"rounds": 31, "seed": 1, "client_lr": 0.06, "quorum": 2, "threads": 2, "mu": 0.2}
+    for name, value in changed.items():
         assert files.effective(RunConfig(**{name: value})) != base, name
 
 

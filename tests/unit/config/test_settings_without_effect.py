@@ -57,7 +57,6 @@ def test_all_problems_are_reported_at_once() -> None:
     ({"momentum": 0.8, "optimizer": "adamw"}, "--momentum has no effect with --optimizer adamw. Use --optimizer sgd,"),
     ({"test_every": 3}, "--test-every has no effect without --test-dir. Add that, or leave --test-every out"),
     ({"width": 8, "model": "resnet18"}, "--width has no effect with --model resnet18. Use --model resnet10, or"),
-    ({"attack_factor": 2.0}, "--attack-factor has no effect with --attack none. Use --attack sign-flip or scale, or"),
     ({"forecast_weight": 2.0}, "--forecast-weight has no effect without --sales. Add that, or"),
     ({"invite": 3, "admission": "open"}, "--invite has no effect with --admission open. Use --admission token, or"),
     ({"model_path": "lib"}, "--model-path has no effect with --model resnet10. Use --model MODULE:FUNCTION, or"),
@@ -147,7 +146,8 @@ def test_a_runs_own_text_holds_all_defaults_and_says_nothing(
 
 
 def test_a_store_is_not_warned_of_what_the_server_has_been_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    files.from_a_server(files.for_clients(RunConfig(mu=0.3, refit_head=True, algorithm="ridge")))
+    given: dict[str, Any] = {"mu": 0.3, "refit_head": True, "algorithm": "ridge"}
+    files.from_a_server(files.for_clients(RunConfig(**given)))
     assert caplog.messages == []
 
 

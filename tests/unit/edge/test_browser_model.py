@@ -46,13 +46,8 @@ def with_token(ask: Ask, path: str) -> bytes:
 
 def test_the_model_needs_the_token_and_is_the_file_that_was_opened(ask: Ask, tmp_path: Path) -> None:
     content = (tmp_path / "m.onnx").read_bytes()
-<<<<<<< HEAD
-    write_color_model(tmp_path / "other.onnx").replace(tmp_path / "m.onnx")
-    (tmp_path / "m.onnx").write_bytes(b"another")
-=======
     write_color_model(tmp_path / "other.onnx", info(("X", "Y", "Z"))).replace(tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() != content
->>>>>>> edgeweb
     assert ask("GET", "/v1/model.onnx").status_code == 401
     assert with_token(ask, "/v1/model.onnx?digest") == content
     assert b'"in_browser":true' in with_token(ask, "/v1/model")
