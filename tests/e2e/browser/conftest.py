@@ -64,11 +64,6 @@ class Tab:
     complaints: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
 
-    def refuse(self, dialog: Any) -> None:
-        """Note a dialog, and close it."""
-        self.dialogs.append(dialog.message)
-        dialog.dismiss()
-
     def choose(self, data: bytes, name: str = "photo.jpg", kind: str = "image/jpeg") -> None:
         self.page.set_input_files("#choose-input", {"name": name, "mimeType": kind, "buffer": data})
 
@@ -160,7 +155,7 @@ def open_tab(browser: Any) -> Iterator[OpenTab]:
         context.on("request", lambda request: tab.requests.append(request.url))
         context.on("console", lambda said: tab.complaints.append(said.text) if said.type == "error" else None)
         tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
-        tab.page.on("dialog", tab.refuse)
+        tab.page.on("dialog", lambda dialog: dismiss(tab, dialog))
         opened.append((tab, url, context))
         tab.page.goto(url)
         return tab
@@ -170,6 +165,12 @@ def open_tab(browser: Any) -> Iterator[OpenTab]:
         context.close()
         assert tab.requests
         assert foreign(tab.requests, url) == []
+
+
+def dismiss(tab: Tab, dialog: Any) -> None:
+    """Note a dialog and close it."""
+    tab.dialogs.append(dialog.message)
+    dialog.dismiss()
 
 
 def foreign(requests: Sequence[str], url: str) -> list[str]:
