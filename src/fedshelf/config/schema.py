@@ -188,9 +188,9 @@ class RunConfig(Settings):
         "it has when the run is created).", panel=MODEL, commands=())] = None  # fmt: skip
     distill_weight: Annotated[float, Setting(help="Share of the teacher in the loss (alpha); the labels have the "
         "rest. 0 trains without a teacher.", ge=0, le=1, panel=MODEL, only_with=("teacher",),
-        commands=DISTILLING)] = 0.9  # fmt: skip
+        commands=DISTILLING)] = 0.5  # fmt: skip
     temperature: Annotated[float, Setting(help="What the logits of teacher and student are divided by (T).", gt=0,
-        le=100, panel=MODEL, only_with=("teacher",), commands=DISTILLING)] = 1.0  # fmt: skip
+        le=100, panel=MODEL, only_with=("teacher",), commands=DISTILLING)] = 2.0  # fmt: skip
     unlabelled_dir: Annotated[Path | None, Setting(help="Photos at the server, of any products and in any folders, on "
         "which the stores' models of a round are distilled into one (FedDF).", panel=MODEL, scope=Scope.SERVER,
         commands=DISTILLING)] = None  # fmt: skip

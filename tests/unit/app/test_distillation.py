@@ -85,9 +85,9 @@ def test_a_student_is_a_run_like_any_other_and_says_what_it_learned_from(
     main(["runs", "show", "student", "--json"])
     shown = json.loads(capsys.readouterr().out)["teacher"]
     digest = TeacherModel.read(teacher / "model").digest
-    assert shown == {"model": str(teacher.absolute()), "digest": digest, "weight": 0.9, "temperature": 1.0}
+    assert shown == {"model": str(teacher.absolute()), "digest": digest, "weight": 0.5, "temperature": 2.0}
     training = card(RunDirectory.open(Path("student")))["training"]
-    assert training["distillation"] == {"teacher": digest, "weight": 0.9, "temperature": 1.0}
+    assert training["distillation"] == {"teacher": digest, "weight": 0.5, "temperature": 2.0}
     main(["evaluate", "photos", "--run", "student", "--json"])
     assert json.loads(capsys.readouterr().out)["num_photos"] == sum(PRODUCTS.values())
     photo = next(str(path) for path in Path("photos").rglob("*") if path.is_file())
