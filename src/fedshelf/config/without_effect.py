@@ -16,7 +16,6 @@ from fedshelf.config.schema import RunConfig, Settings
 from fedshelf.core.settings import load, settings_of
 from fedshelf.core.text import alternatives, counted
 from fedshelf.models.registry import is_own
-from fedshelf.scheduling.cohort import size
 
 
 def of_unused_components(config: Settings, flags: Collection[str], keys: Collection[str] = ()) -> list[str]:
@@ -52,6 +51,8 @@ def without_effect(config: Settings, flags: Collection[str], keys: Collection[st
 
 def without_effect_on(config: RunConfig, num_stores: int) -> list[str]:
     """Describe the settings that have no effect with so few stores; see `of_unused_components`."""
+    from fedshelf.scheduling.cohort import size  # which loads torch: the command line does without
+
     if config.fraction == 1 or size(num_stores, fraction=config.fraction) < num_stores:
         return []
     return _sentences(config, {
