@@ -201,7 +201,7 @@ def _elsewhere(name: str, ctx: click.Context) -> str:
     root = ctx.find_root().command
     commands = root.commands.items() if isinstance(root, click.Group) else ()
     having = [f"'fedshelf {other}'" for other, command in commands if any(name in p.opts for p in command.params)]
-    return f" for '{ctx.command_path}': it belongs to {', '.join(having)}" if having else ""
+    return f" for '{ctx.command_path}': it belongs to {' and '.join(having)}" if having else ""
 
 
 def _sections(ctx: click.Context, *, everything: bool) -> Iterator[tuple[str, list[tuple[str, str]]]]:

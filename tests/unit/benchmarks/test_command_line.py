@@ -17,8 +17,8 @@ from benchmarks.photos import PhotosMissingError
 from benchmarks.samples import ROOT
 
 COMMANDS = (
-    "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "sales", "distillation", "scale",
-    "secagg", "he", "edge", "dp-step", "guard", "digests",
+    "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "sales", "distillation",
+    "scale", "secagg", "he", "edge", "dp-step", "guard", "digests",
 )  # fmt: skip
 
 

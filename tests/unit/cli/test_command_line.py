@@ -27,7 +27,7 @@ COMMANDS = [
     "distill", "evaluate", "export", "runs list", "runs show",
     "edge quantize", "edge serve", "edge corrections list", "edge corrections undo", "edge corrections review",
     "runs compare", "runs stop", "data partition", "data make-demo", "data fetch", "data synthetic-sales", "data check",
-    "privacy epsilon",
+    "privacy epsilon", "catalogue add", "catalogue alias", "catalogue list",
 ]  # fmt: skip
 TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]
 

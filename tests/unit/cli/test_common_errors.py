@@ -38,8 +38,8 @@ USAGE = {
     ),
     "flag of another command": (
         "server --workers 2",
-        "error: unknown flag '--workers' for 'fedshelf server': it belongs to 'fedshelf simulate'\n"
-        "Try 'fedshelf server --help'.",
+        "error: unknown flag '--workers' for 'fedshelf server': it belongs to 'fedshelf simulate' and "
+        "'fedshelf distill'\nTry 'fedshelf server --help'.",
     ),
     "flag without its value": (
         "server --rounds",
