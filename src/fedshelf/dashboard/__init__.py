@@ -1,0 +1,1 @@
+"""Pages that show a federation and its runs."""
