@@ -129,6 +129,21 @@ class Head:
         return params
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Solution:
+    """An output layer in closed form, and what is needed to add photos to it.
+
+    Attributes:
+        weights: W [E, K], float64, not divided by the temperature.
+        inverse: (A + lambda · s · R)^-1 [E, E], float64.
+        temperature: logits are divided by it.
+    """
+
+    weights: Tensor
+    inverse: Tensor
+    temperature: float
+
+
 @dataclass(frozen=True, slots=True)
 class Ridge(Algorithm):
     """The output layer in closed form, from sums over the stores.
@@ -274,10 +289,23 @@ class Ridge(Algorithm):
 
     def solution(self, state: ModelState) -> Tensor:
         """W [E, K] of all photos (line 8), float64, divided by the temperature."""
+        solve, scale, temperature = self._of_all_photos(state)
+        found: Tensor = solve(scale) / temperature
+        return found
+
+    def extensible_solution(self, state: ModelState) -> Solution:
+        """The solution of all photos, to which photos can be added without the sums."""
+        import torch
+
+        solve, scale, temperature = self._of_all_photos(state)
+        inverse_EE = torch.cholesky_inverse(solve.factor(scale))
+        return Solution(weights=solve(scale), inverse=inverse_EE, temperature=temperature)
+
+    def _of_all_photos(self, state: ModelState) -> tuple[_Solver, float, float]:
+        """The system of all photos, with the chosen lambda and temperature."""
         gram, moments = (state.optimizer[name] + state.optimizer[HELD_OUT + name] for name in (GRAM, MOMENTS))
         scale, temperature = state.optimizer[CHOSEN].tolist()
-        found: Tensor = _Solver(gram, moments, self._head)(scale) / temperature
-        return found
+        return _Solver(gram, moments, self._head), scale, temperature
 
     def _solved(self, state: ModelState) -> ModelState:
         return replace(state, params=self._head.put(state.params, self.solution(state)))

@@ -43,15 +43,31 @@ class TrainedPhotos:
             photo: SHA-256 of the file (hex).
             path: the file, relative to the photo folder.
         """
-        folder = PurePosixPath(path).parent
-        if has_split(self.data_dir) and folder.parts[:1] == ("train",):
-            folder = folder.relative_to("train")
-        key = photo_key(photo, str(folder))
+        key = self._key(photo, path)
         for run in self.runs:
             for change in run.changes:
                 if key in change.added:
                     return TrainedSince(run_id=run.run_id, round=change.round)
         return None
+
+    def is_in(self, photo: str, path: str, *, run_id: str, round: int) -> bool:
+        """Whether a run was trained on a photo in some round up to `round`.
+
+        Args:
+            photo: see `first_round`.
+            path: see `first_round`.
+            run_id: the run.
+            round: the round.
+        """
+        key = self._key(photo, path)
+        changes = [change for run in self.runs if run.run_id == run_id for change in run.changes]
+        return any(change.round <= round and key in change.added for change in changes)
+
+    def _key(self, photo: str, path: str) -> str:
+        folder = PurePosixPath(path).parent
+        if has_split(self.data_dir) and folder.parts[:1] == ("train",):
+            folder = folder.relative_to("train")
+        return photo_key(photo, str(folder))
 
     def receipts(self, photos: Iterable[tuple[str, str]]) -> list[str]:
         """One sentence for each round that corrections came to: `12 corrections were in round 9 of RUN`.

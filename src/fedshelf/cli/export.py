@@ -35,6 +35,14 @@ def export(
     precision: Annotated[
         float, typer.Option("--precision", min=0, max=1, help="Share of sure answers that must be right.")
     ] = 0.95,
+    updatable: Annotated[
+        bool,
+        typer.Option(
+            "--updatable",
+            help="Let tills learn from corrections at once. Writes NAME.head.safetensors, which tells them sums over "
+            "the photos of all stores.",
+        ),
+    ] = False,
     model_path: ModelPath = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -49,15 +57,19 @@ def export(
     from fedshelf.app.predictor import Predictor, model_folder
     from fedshelf.edge.making.card import card_file_of
     from fedshelf.edge.making.export import export as export_model
+    from fedshelf.edge.serving.local_head import head_file_of
 
     card = card_file_of(out)
     predictor = Predictor.load(model_folder(run, best=best), model_path=model_path)
-    info = export_model(predictor, out, check=check_photos, calibrate=calibrate, precision=precision)
+    info = export_model(
+        predictor, out, check=check_photos, calibrate=calibrate, precision=precision, updatable=updatable
+    )  # fmt: skip
     num_bytes, parity, foreign = out.stat().st_size, info.card["parity"], info.card["foreign_decoder"]
     if as_json:
         print_json(
             {
                 "model": from_filesystem(str(out)), "card": from_filesystem(str(card)), "format": format,
+                "head": from_filesystem(str(head_file_of(out))) if updatable else None,
                 "bytes": num_bytes, "digest": info.digest, "products": len(info.labels),
                 "image_size": info.image_size, "temperature": info.temperature, "threshold": info.threshold,
                 "calibration": info.card["calibration"], "parity": parity, "foreign_decoder": foreign,
@@ -72,6 +84,7 @@ def export(
     echo(
         f"{out}: {size(num_bytes)}, {counted(len(info.labels), 'product')}, digest {info.digest[:12]}",
         f"its model card is {card}",
+        *([f"tills learn from corrections at once with {head_file_of(out)} beside it"] if updatable else []),
         f"checked on {parity['photos']}: the largest difference of a probability is {parity['max_difference']:.1e}",
         f"with full-size pixels of another decoder: the same product in {percent(foreign['agreement'])}",
         sure,

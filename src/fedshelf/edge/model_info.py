@@ -1,9 +1,10 @@
 """What a model file for the store says about itself, in the metadata of its ONNX graph.
 
 The graph's input `image` is uint8 [1, H, W, 3], RGB, upright, of any H and W; its output `probabilities` is float32
-[1, K], after the temperature. Resizing and normalization are in the graph.
+[1, K], after the temperature. Resizing and normalization are in the graph. A file from `fedshelf export --updatable`
+also has the output `features`, float32 [1, D]: what the output layer takes.
 
-Shapes: K products.
+Shapes: K products, D features.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 from fedshelf.core.errors import ModelError
 
-INPUT, OUTPUT = "image", "probabilities"
+INPUT, OUTPUT, FEATURES = "image", "probabilities", "features"
 FORMAT = "1"
 """Of the metadata. A reader refuses another one."""
 MAX_PRODUCTS = 1_000_000

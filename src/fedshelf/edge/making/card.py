@@ -9,6 +9,10 @@ from fedshelf.core.text import counted, printable
 from fedshelf.edge.model_info import ModelInfo
 from fedshelf.reporting.formatting import ABSENT, number, percent
 
+_UPDATABLE = (
+    "* updatable: the file NAME.head.safetensors contains the second moments of the features of all stores' photos "
+    "together, in the form of an inverse matrix. Who has it can infer more of them than from the model alone"
+)
 SUFFIX, CARD_SUFFIX = ".onnx", ".card.md"
 
 
@@ -47,7 +51,8 @@ def to_markdown(info: ModelInfo) -> str:
         f"* products: {len(info.labels):,}", "",
         "## Accuracy", "", *_metric_lines(card.get("metrics") or {}), "",
         "## Sure answers", "", _calibration(info), "",
-        "## Privacy", "", *_privacy_lines(card.get("privacy") or {}), "",
+        "## Privacy", "", *_privacy_lines(card.get("privacy") or {}), *([_UPDATABLE] if card.get("updatable") else []),
+        "",
         "## Checks", "", *_comparison_lines(card), "",
         "## Limits", "", _text(card.get("limits", ABSENT)),
     ]  # fmt: skip

@@ -32,7 +32,9 @@ from fedshelf.edge.making.card_content import card_of, is_without_personal
 from fedshelf.edge.making.check_photos import CheckPhotos, drawn, from_folder
 from fedshelf.edge.making.graph import LOGITS, OPSET, PIXELS, Preparation, digest_of, whole_graph, with_info
 from fedshelf.edge.making.libraries import import_extra
+from fedshelf.edge.making.updatable import head_of, solution_of
 from fedshelf.edge.model_info import ModelInfo
+from fedshelf.edge.serving.local_head import head_file_of
 from fedshelf.edge.serving.session import Session
 from fedshelf.storage.atomic_files import temporary_folder, write_together
 from fedshelf.storage.model_files import load_model_files
@@ -72,7 +74,8 @@ class Comparison:
 
 
 def export(
-    predictor: Predictor, out: Path, *, check: Path | None, calibrate: Path | None, precision: float
+    predictor: Predictor, out: Path, *, check: Path | None, calibrate: Path | None, precision: float,
+    updatable: bool = False,
 ) -> ModelInfo:  # fmt: skip
     """Write a model file, and its model card beside it.
 
@@ -82,17 +85,19 @@ def export(
         check: folder of photos to compare the file with torch on; None draws some.
         calibrate: folder of labeled photos, one folder per product, to calibrate on; None does not calibrate.
         precision: share of sure answers that must be right.
+        updatable: also write the file with which a till learns from corrections at once (`making.updatable`).
 
     Returns:
         The file's metadata.
 
     Raises:
-        UsageError: a library is missing, or `out` is not named like a model file.
+        UsageError: a library is missing, `out` is not named like a model file, or the model cannot be updatable.
         DataError: a folder of photos cannot be used.
         ModelError: the model cannot be exported, or the file's answers are not the model's. Nothing is written.
         RunError: the file cannot be written.
     """
     card_file = card_file_of(out)
+    solution = solution_of(predictor) if updatable else None
     for module, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "edge")):
         import_extra(module, extra)
     photos = from_folder(check) if check is not None else drawn()
@@ -101,7 +106,7 @@ def export(
     model = whole_graph(
         _network(predictor.module, predictor.image_size),
         Preparation(image_size=predictor.image_size, mean=given.mean, std=given.std),
-        num_products=len(predictor.labels), temperature=calibration.temperature,
+        num_products=len(predictor.labels), temperature=calibration.temperature, with_features=updatable,
     )  # fmt: skip
     model_card = load_model_files(predictor.folder)[2]
     if is_without_personal(model_card):
@@ -116,7 +121,7 @@ def export(
     info = ModelInfo(
         labels=predictor.labels, paths=predictor.tree.paths, image_size=predictor.image_size, decoder=DECODER_VERSION,
         threshold=calibration.threshold, temperature=calibration.temperature, digest=digest_of(model),
-        precision="float32", card={**card, "calibration": calibration.record},
+        precision="float32", card={**card, "calibration": calibration.record, "updatable": updatable},
     )  # fmt: skip
     with temporary_folder("fedshelf-export-") as folder:
         candidate = Path(folder) / "model.onnx"
@@ -124,7 +129,10 @@ def export(
         found = compare(predictor, Session.open(candidate, num_threads=1), photos)
     _check(found, photos.source)
     info = replace(info, card={**info.card, **_records(found, photos.source)})
-    write_together({card_file: to_markdown(info), out: with_info(model, info)})
+    files: dict[Path, str | bytes] = {card_file: to_markdown(info)}
+    if solution is not None:
+        files[head_file_of(out)] = head_of(solution, info).to_bytes()
+    write_together({**files, out: with_info(model, info)})
     return info
 
 

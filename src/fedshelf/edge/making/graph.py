@@ -4,6 +4,7 @@
     resized   float32 [1, 3, S, S], gray levels           as `data.decode.squash`
     pixels    float32 [1, 3, S, S], normalized            as `data.augmentation.normalize`
     logits    float32 [1, K]                              the network
+    features  float32 [1, D], what its output layer takes; an output of the file if it is asked for
     probabilities = softmax(logits / temperature)
 
 A resize is two matrices, one for each side: R · image · Cᵀ. A row of R says which share each of the H rows of the image
@@ -15,15 +16,16 @@ and where it is enlarged, neighbors are interpolated: max(0, 1 - |x_i - j|), wit
 [0, n-1]. `squash` shrinks first and then enlarges, which is the same, because each side does one of the two. A photo
 that is S x S already skips this.
 
-Shapes: H, W the photo's size in pixels, S the network's, K products.
+Shapes: H, W the photo's size in pixels, S the network's, K products, D features.
 """
 
 import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from fedshelf.core.errors import ModelError
 from fedshelf.edge.making.libraries import import_extra
-from fedshelf.edge.model_info import ModelInfo
+from fedshelf.edge.model_info import FEATURES, ModelInfo
 
 OPSET = 18
 PIXELS, LOGITS = "pixels", "logits"
@@ -135,7 +137,9 @@ def input_graph(preparation: Preparation) -> Any:
     return import_extra("onnx.parser", "export").parse_model(text)
 
 
-def whole_graph(network: Any, preparation: Preparation, *, num_products: int, temperature: float) -> Any:
+def whole_graph(
+    network: Any, preparation: Preparation, *, num_products: int, temperature: float, with_features: bool = False
+) -> Any:
     """Join photo, network and answer.
 
     Args:
@@ -143,9 +147,13 @@ def whole_graph(network: Any, preparation: Preparation, *, num_products: int, te
         preparation: what happens to a photo before it.
         num_products: K.
         temperature: the logits are divided by it.
+        with_features: add the output `features`.
 
     Returns:
         The `onnx.ModelProto` from `image` to `probabilities`, checked, without names of files on this machine.
+
+    Raises:
+        ModelError: features are asked for, and the network does not end in a linear layer.
     """
     onnx = import_extra("onnx", "export")
     compose = import_extra("onnx.compose", "export")
@@ -158,6 +166,8 @@ def whole_graph(network: Any, preparation: Preparation, *, num_products: int, te
     model = compose.merge_models(before, head, io_map=[(f"{NETWORK}{LOGITS}", LOGITS)], producer_name="fedshelf")
     model.graph.name = "fedshelf"
     del model.opset_import[1:]  # one from each part
+    if with_features:
+        _add_features(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -173,6 +183,31 @@ def with_info(model: Any, info: ModelInfo) -> bytes:
 def digest_of(model: Any) -> str:
     """The SHA-256 of the weights and everything in the graph, in hex."""
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def without_features(model: Any) -> Any:
+    """A copy of a model file without the output `features`."""
+    onnx = import_extra("onnx", "export")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for part in (copy.graph.output, copy.graph.node):
+        for at, found in reversed([*enumerate(part)]):
+            if FEATURES in (found.name, *getattr(found, "output", ())):
+                del part[at]
+    return copy
+
+
+def _add_features(model: Any) -> None:
+    """Make what the output layer takes an output of the graph."""
+    onnx = import_extra("onnx", "export")
+    layer = next((node for node in model.graph.node if f"{NETWORK}{LOGITS}" in node.output), None)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    if layer is None or layer.op_type != "Gemm" or layer.input[1] not in weights:
+        raise ModelError("the network does not end in a linear layer: export it without --updatable")
+    is_transposed = any(attribute.name == "transB" and attribute.i for attribute in layer.attribute)
+    width = weights[layer.input[1]].dims[1 if is_transposed else 0]
+    model.graph.node.append(onnx.helper.make_node("Identity", [layer.input[0]], [FEATURES], name=FEATURES))
+    model.graph.output.append(onnx.helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, [1, width]))
 
 
 def _strip(graph: Any) -> None:

@@ -28,7 +28,7 @@ from fedshelf.data.dataset import load_known
 from fedshelf.data.folder import scan
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.edge.making.card import card_file_of, to_markdown
-from fedshelf.edge.making.graph import digest_of, with_info
+from fedshelf.edge.making.graph import digest_of, with_info, without_features
 from fedshelf.edge.making.int8 import quantized
 from fedshelf.edge.making.libraries import import_extra
 from fedshelf.edge.model_info import ModelInfo
@@ -135,7 +135,7 @@ def quantize(file: Path, photos: Path, out: Path, *, test_dir: Path | None) -> t
     with temporary_folder("fedshelf-quantize-") as folder:
         candidate = Path(folder) / "model.onnx"
         try:
-            model = quantized(onnx.load(file), _spread(calibration, CALIBRATION_PHOTOS), Path(folder))
+            model = quantized(without_features(onnx.load(file)), _spread(calibration, CALIBRATION_PHOTOS), Path(folder))
         except (ValueError, RuntimeError, AssertionError, NotImplementedError, KeyError) as error:
             raise ModelError(f"onnxruntime cannot quantize this model: {str(error).splitlines()[0]:.300}") from error
         made = replace(info, precision="int8", digest=digest_of(model))

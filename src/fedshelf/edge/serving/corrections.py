@@ -91,6 +91,16 @@ class Corrections:
             with file_lock(self._lock):
                 self._refresh()
 
+    @property
+    def data_dir(self) -> Path:
+        """The store's photo folder."""
+        return self._data_dir
+
+    @property
+    def version(self) -> int:
+        """A number that is another one after each change, by whatever process."""
+        return self._journal.size
+
     def all(self) -> tuple[Correction, ...]:
         """All corrections, oldest first."""
         if self._private.is_dir():

@@ -20,6 +20,7 @@ from fedshelf.edge.serving.browser_model import BrowserModel
 from fedshelf.edge.serving.correction_journal import Correction
 from fedshelf.edge.serving.corrections import Corrections, TooManyWaitingError
 from fedshelf.edge.serving.guard import Access, Guard
+from fedshelf.edge.serving.local_head import LocalHead
 from fedshelf.edge.serving.openapi import document
 from fedshelf.edge.serving.photo_copy import clean_copy
 from fedshelf.edge.serving.recognizer import BusyError, Prediction, Recognizer, digest
@@ -43,17 +44,19 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
-    session: Session, *, access: Access, corrections: Corrections | None = None, in_browser: BrowserModel | None = None
-) -> Guard:
+    session: Session, *, access: Access, corrections: Corrections | None = None, local_head: LocalHead | None = None,
+    in_browser: BrowserModel | None = None,
+) -> Guard:  # fmt: skip
     """The ASGI app.
 
     Args:
         session: the model.
         access: who may use it.
         corrections: files corrected photos; None: they are refused.
+        local_head: learns from them at once; None: the next model does.
         in_browser: what browsers need to run the model themselves; None: the server runs it.
     """
-    api = _Api(session, corrections, names_in_browser=in_browser is not None)
+    api = _Api(session, corrections, local_head, names_in_browser=in_browser is not None)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -85,14 +88,17 @@ def make_app(
 
 
 class _Api:
-    def __init__(self, session: Session, corrections: Corrections | None, *, names_in_browser: bool) -> None:
-        self.recognizer = Recognizer(session)
+    def __init__(
+        self, session: Session, corrections: Corrections | None, local_head: LocalHead | None, *, names_in_browser: bool
+    ) -> None:
+        self.recognizer = Recognizer(session, local_head)
         self._corrections = corrections
         info = session.info
         model = {
             "model": info.digest, "products": list(info.labels), "paths": list(info.paths),
             "threshold": info.threshold, "image_size": info.image_size, "precision": info.precision,
-            "corrections": corrections is not None, "in_browser": names_in_browser, "card": dict(info.card),
+            "corrections": corrections is not None, "learns_at_once": local_head is not None,
+            "in_browser": names_in_browser, "card": dict(info.card),
         }  # fmt: skip
         self._model = JSONResponse(model).body
 
@@ -134,7 +140,9 @@ class _Api:
                 )
             photo, guess = recent.data, recent.guess
         filed = await self.recognizer.in_worker(lambda: _file_correction(corrections, photo, product, guess))
-        return JSONResponse(_correction(filed))
+        local_head = self.recognizer.local_head
+        learned = await self.recognizer.in_worker(local_head.refresh) if local_head else frozenset()
+        return JSONResponse({**_correction(filed), "learned": filed.id in learned})
 
 
 def _file_correction(corrections: Corrections, photo: bytes, product: str, guess: Guess) -> Correction:

@@ -69,22 +69,25 @@ _SCHEMAS: Json = {
         },
     },
     "Correction": {
-        "type": "object", "required": ["id", "status", "product", "reason"],
+        "type": "object", "required": ["id", "status", "product", "reason", "learned"],
         "properties": {
             "id": {"type": "string"}, "status": {"enum": ["training", "inbox", "review"]},
             "product": {"type": "string"}, "reason": {"type": "string"},
+            "learned": {"type": "boolean", "description": "Whether the answers have changed by it already."},
         },
     },
     "Model": {
         "type": "object",
         "required": [
-            "model", "products", "paths", "threshold", "image_size", "precision", "corrections", "in_browser", "card",
+            "model", "products", "paths", "threshold", "image_size", "precision", "corrections", "learns_at_once",
+            "in_browser", "card",
         ],
         "properties": {
             "model": {"type": "string"}, "products": {"type": "array", "items": {"type": "string"}},
             "paths": {"type": "array", "items": {"type": "string"}, "description": "The products with their folders."},
             "threshold": _PROBABILITY, "image_size": {"type": "integer"}, "precision": {"type": "string"},
             "corrections": {"type": "boolean"}, "card": {"type": "object"},
+            "learns_at_once": {"type": "boolean", "description": "Whether a correction changes the answers at once."},
             "in_browser": {"type": "boolean", "description": "Whether browsers run the model themselves."},
         },
     },

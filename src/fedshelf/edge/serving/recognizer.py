@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fedshelf.core.guess import Guess
+from fedshelf.edge.serving.local_head import LocalHead
 from fedshelf.edge.serving.session import Session
 
 T = TypeVar("T")
@@ -60,10 +61,12 @@ class Recognizer:
 
     Args:
         session: the model.
+        local_head: learns from corrections at once; None: the answers are the model's.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, local_head: LocalHead | None = None) -> None:
         self.session = session
+        self.local_head = local_head
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fedshelf-edge")
         self._num_requests = 0
         self._recent: OrderedDict[str, RecentPhoto] = OrderedDict()
@@ -107,7 +110,7 @@ class Recognizer:
 
     def _predict(self, photo: bytes) -> Prediction:
         session = self.session
-        probabilities_K = session.predict(session.decode(photo))
+        probabilities_K = (self.local_head or session).predict(session.decode(photo))
         is_sure = session.is_sure(probabilities_K)
         return Prediction(
             id=secrets.token_urlsafe(12), guesses=session.top(probabilities_K, NUM_GUESSES), is_sure=is_sure,

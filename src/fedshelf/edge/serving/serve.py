@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedshelf.config.places import absolute
-from fedshelf.core.errors import UsageError
+from fedshelf.core.errors import ModelError, UsageError
 from fedshelf.core.text import counted
 
 if TYPE_CHECKING:  # imported when they are needed, so that a wrong flag is an error at once
+    from fedshelf.edge.serving.corrections import Corrections
+    from fedshelf.edge.serving.local_head import LocalHead
     from fedshelf.edge.serving.server import Token
+    from fedshelf.edge.serving.session import Session
 
 DEFAULT_HOST, DEFAULT_PORT, DEFAULT_DAILY_CAP = "127.0.0.1", 8765, 200
 _LIBRARIES = ("onnxruntime", "starlette", "uvicorn", "httptools", "python_multipart")
@@ -80,20 +83,45 @@ def serve(serving: Serving, *, say: Callable[[str], None]) -> None:
         session = Session.open(model, num_threads=serving.threads)
         info = session.info
         session.check()
-        filed = None
+        filed, local_head, said = None, None, ""
         if serving.data_dir is not None:
             filed = Corrections(
                 absolute(serving.data_dir), labels=info.labels, paths=info.paths, daily_cap=serving.daily_cap
             )
+            if session.has_features:
+                local_head, said = _local_head(model, session, filed, in_browser=serving.in_browser)
         url = address.url(listener)
 
         def on_start() -> None:
             say(f"Serving {counted(len(info.labels), 'product')} at {url}")
+            if said:
+                say(said)
             _say_token(token, url, has_tls=serving.tls_cert is not None, say=say)
 
         access = Access.of(serving.host, token=token.text, names=serving.allow_host)
-        app = make_app(session, access=access, corrections=filed, in_browser=in_browser)
+        app = make_app(
+            session, access=access, corrections=filed, local_head=local_head, in_browser=in_browser
+        )  # fmt: skip
         run(app, address, listener, on_start=on_start)
+
+
+def _local_head(
+    model: Path, session: "Session", corrections: "Corrections", *, in_browser: bool
+) -> "tuple[LocalHead | None, str]":
+    """What learns from corrections at once, and a sentence about it; None if the next model is the first to learn."""
+    from fedshelf.app.trained_photos import trained_on
+    from fedshelf.edge.serving.local_head import ExactHead, LocalHead, head_file_of
+
+    file = head_file_of(model)
+    if in_browser:
+        return None, "With --in-browser, corrections change the answers with the next model."
+    try:
+        head = ExactHead.read(file, session)
+    except ModelError as error:
+        return None, f"Corrections change the answers with the next model: {error}"
+    found = LocalHead(session, head, corrections, trained_on(corrections.data_dir))
+    number = counted(len(found.refresh()), "correction")
+    return found, f"Corrections change the answers at once: {number} so far that the model does not contain."
 
 
 def _say_token(token: "Token", url: str, *, has_tls: bool, say: Callable[[str], None]) -> None:

@@ -1,6 +1,6 @@
 """A model file in use: pixels in, probabilities of the products and of the folders above them out.
 
-Shapes: K products, H × W pixels, S the side in pixels of the network's input.
+Shapes: K products, D features, H × W pixels, S the side in pixels of the network's input.
 """
 
 import json
@@ -18,7 +18,7 @@ from fedshelf.core.text import counted
 from fedshelf.data.decode import DECODER_VERSION, UnusablePhotoError, decode
 from fedshelf.data.filesystem import file_problem
 from fedshelf.data.product_tree import ProductTree
-from fedshelf.edge.model_info import INPUT, OUTPUT, ModelInfo
+from fedshelf.edge.model_info import FEATURES, INPUT, OUTPUT, ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,22 @@ class Session:
         (probabilities_1K,) = self.runtime.run([OUTPUT], {INPUT: pixels_HW3[None]})
         probabilities_K: NDArray[np.float32] = probabilities_1K[0]
         return probabilities_K
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the file was exported with --updatable."""
+        return any(output.name == FEATURES for output in self.runtime.get_outputs())
+
+    def predict_with_features(
+        self, pixels_HW3: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
+        """The probability of each product, float32 [K], and what the output layer takes, float32 [D].
+
+        Args:
+            pixels_HW3: see `predict`.
+        """
+        probabilities_1K, features_1D = self.runtime.run([OUTPUT, FEATURES], {INPUT: pixels_HW3[None]})
+        return probabilities_1K[0], features_1D[0]
 
     def top(self, probabilities_K: NDArray[np.float32], count: int) -> tuple[Guess, ...]:
         """The most likely products, most likely first; equal ones in the order of the labels."""

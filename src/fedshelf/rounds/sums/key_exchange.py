@@ -17,7 +17,6 @@ from fedshelf.core.messages import (
     EncryptionReply,
     EncryptionRequest,
     EncryptionStage,
-    Failure,
     TaskKey,
     Vector,
 )
@@ -39,11 +38,10 @@ from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.rounds.dispatch import Arrived, Patience, Traffic
 from fedshelf.rounds.plan import Context
+from fedshelf.rounds.sums.masking_stages import AT_LEAST_SECONDS, FACTOR, content_of
 
 logger = logging.getLogger(__name__)
 
-FACTOR, AT_LEAST_SECONDS = 3.0, 20.0
-"""How long a step waits for the other half, relative to the first one, and in addition."""
 OWN_ATTEMPTS = 1_000_000
 """Attempts from this number on are those of the exchange, so that no answer to a training matches."""
 
@@ -232,7 +230,7 @@ class KeyExchange:
             waiting.discard(reply.client)
             patience.on_reply()
             try:
-                found, message = _message(reply, stage, kind), reply.message
+                found, message = content_of(reply, EncryptionReply, stage, kind), reply.message
                 if add_vectors is not None and isinstance(message, EncryptionReply):
                     add_vectors(message.vectors)
                 add(found)
@@ -246,20 +244,3 @@ class KeyExchange:
         for name in sorted(waiting):
             there = context.membership.address(name) is not None
             drop(name, "no answer in time" if there else context.membership.absence(name), None)
-
-
-def _message(reply: Reply, stage: EncryptionStage, kind: type[Any]) -> Any:
-    """The content of a reply.
-
-    Raises:
-        RefusedError: the client has failed, or it is no answer of this step.
-    """
-    message = reply.message
-    if isinstance(message, Failure):
-        raise RefusedError(message.reason)
-    if not isinstance(message, EncryptionReply) or message.stage is not stage:
-        raise RefusedError(reply.reason or f"it answered step '{stage.value}' with something else")
-    found = wire.from_text(message.content, kind)
-    if found.member != reply.client:
-        raise RefusedError("it answered in another store's name")
-    return found

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Failure, MaskingReply, MaskingRequest, MaskingStage
+from fedshelf.core.messages import EncryptionReply, EncryptionStage, Failure, MaskingReply, MaskingRequest, MaskingStage
 from fedshelf.core.ports import Reply
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.rounds.dispatch import Patience, Traffic
@@ -37,7 +37,7 @@ def ask(
         waiting.discard(reply.client)
         patience.on_reply()
         try:
-            add(_message(reply, request.stage, kind))
+            add(content_of(reply, MaskingReply, request.stage, kind))
         except RefusedError as error:
             on_problem(reply.client, str(error), reply)
 
@@ -58,18 +58,26 @@ def is_for(reply: MaskingReply, request: MaskingRequest) -> bool:
     return (reply.purpose, reply.stage) == (request.purpose, request.stage)
 
 
-def _message(reply: Reply, stage: MaskingStage, kind: type[Any]) -> Any:
-    """The content of a reply.
+def content_of(
+    reply: Reply, message: type[MaskingReply | EncryptionReply], stage: MaskingStage | EncryptionStage, kind: type[Any]
+) -> Any:
+    """What a reply to one stage says.
+
+    Args:
+        reply: the reply.
+        message: the class of its message.
+        stage: the stage.
+        kind: the class of the content.
 
     Raises:
-        RefusedError: the client has failed, or it is no answer of this stage.
+        RefusedError: the client has failed, or it is not an answer of this stage.
     """
-    message = reply.message
-    if isinstance(message, Failure):
-        raise RefusedError(message.reason)
-    if not isinstance(message, MaskingReply) or message.stage is not stage:
+    given = reply.message
+    if isinstance(given, Failure):
+        raise RefusedError(given.reason)
+    if not isinstance(given, message) or given.stage is not stage:
         raise RefusedError(reply.reason or f"it answered stage '{stage.value}' with something else")
-    found = wire.from_text(message.content, kind)
+    found = wire.from_text(given.content, kind)
     if found.member != reply.client:
         raise RefusedError("it answered in another store's name")
     return found

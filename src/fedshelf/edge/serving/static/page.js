@@ -23,6 +23,7 @@ const TEXTS = {
     send: "Send",
     sending: "Sending…",
     training: "Thank you. The store's next training round learns from this photo.",
+    learned: "Thank you. The answers have learned from this photo already.",
     inbox: "Thank you. This product is new: the photo waits until it is added.",
     review: "Thank you. A colleague looks at this photo first.",
     private: "Photos stay in this store.",
@@ -56,6 +57,7 @@ const TEXTS = {
     send: "发送",
     sending: "正在发送…",
     training: "谢谢。门店的下一轮训练会用到这张照片。",
+    learned: "谢谢。识别结果已经学习了这张照片。",
     inbox: "谢谢。这是新商品：加入商品目录之前，照片先保存在待处理区。",
     review: "谢谢。同事会先查看这张照片。",
     private: "照片不会离开本店。",
@@ -278,10 +280,10 @@ async function correct(event) {
   element("send-button").disabled = true;
   showStatus("sending");
   try {
-    const { status } = await request("v1/corrections", form);
+    const { status, learned } = await request("v1/corrections", form);
     hideCorrection();
     element("wrong-button").hidden = true;
-    showStatus(status);
+    showStatus(learned ? "learned" : status);
     element("status").scrollIntoView({ block: "nearest" });
   } catch (error) {
     if (error instanceof Refusal && error.status === 422) showStatus("failed", { reason: error.message }, { isError: true });
