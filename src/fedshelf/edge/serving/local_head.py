@@ -17,18 +17,21 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fedshelf.app.trained_photos import TrainedPhotos
 from fedshelf.core.errors import DataError, ModelError
 from fedshelf.core.text import counted, to_filesystem
 from fedshelf.edge.serving.correction_journal import Correction, Status
 from fedshelf.edge.serving.corrections import Corrections
 from fedshelf.edge.serving.session import Session
+
+if TYPE_CHECKING:  # loads the cryptography of identities
+    from fedshelf.app.trained_photos import TrainedPhotos
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +134,7 @@ class LocalHead:
     """
 
     def __init__(
-        self, session: Session, head: ExactHead, corrections: Corrections, trained: TrainedPhotos
+        self, session: Session, head: ExactHead, corrections: Corrections, trained: "TrainedPhotos"
     ) -> None:  # fmt: skip
         self._session, self._head, self._corrections, self._trained = session, head, corrections, trained
         self._labels = {label: at for at, label in enumerate(session.info.labels)}
