@@ -6,6 +6,7 @@ Shapes: K products, D features, H × W pixels, S the side in pixels of the netwo
 import json
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,19 @@ class Session:
             its own folder.
         """
         levels = []
-        for level in range(1, self.tree.depth):
-            names, groups_K = np.unique(np.asarray(self.tree.nodes(level), dtype=object), return_inverse=True)
+        for names, groups_K in self._folders:
             sums = np.bincount(groups_K, weights=probabilities_K, minlength=len(names))
             order = np.argsort(-sums, kind="stable")[:count]
             levels.append(tuple(Guess(label=names[at], probability=min(1.0, float(sums[at]))) for at in order))
+        return tuple(levels)
+
+    @cached_property
+    def _folders(self) -> tuple[tuple[list[str], NDArray[np.intp]], ...]:
+        """By level above the products: the folders' names, and each product's [K] index among them."""
+        levels = []
+        for level in range(1, self.tree.depth):
+            names, groups_K = np.unique(np.asarray(self.tree.nodes(level), dtype=object), return_inverse=True)
+            levels.append((names.tolist(), groups_K))
         return tuple(levels)
 
     def sure_folder(self, probabilities_K: NDArray[np.float32]) -> Guess | None:
