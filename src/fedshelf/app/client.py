@@ -243,7 +243,7 @@ class StoreClient:
         if photos is work.trainer.train or work.mechanism is not None:
             return work
         trainer = replace(work.trainer, train=photos)
-        self._policy.check_memory(bytes_needed(self._opened.bound_model, photos))
+        self._policy.check_memory(_bytes_needed(self._opened, photos))
         self._check_photos(
             photos, len(photos) + len(trainer.validation), batch_size=trainer.bound_model.settings.batch_size
         )
@@ -291,7 +291,7 @@ class StoreClient:
                 self._place.test_dir, opened.config, opened.catalogue, cache, opened.bound_model,
                 store=self._place.name, sales=photos.sales,
             )  # fmt: skip
-        self._policy.check_memory(bytes_needed(self._opened.bound_model, photos.train))
+        self._policy.check_memory(_bytes_needed(self._opened, photos.train))
         batch_size = self._batch_size(setup, self._opened, photos)
         num_photos = len(photos.train) + len(photos.validation) + photos.num_left_out
         self._check_photos(photos.train, num_photos, batch_size=batch_size or self._opened.config.batch_size)
@@ -377,3 +377,11 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
         use_model_path(places.absolute(Path(str(node_config["model-path"]))))
     policy = policies.load(str(node_config.get("policy", "standard")))
     return join_of(place, names_classes=policy.metrics.class_names), StoreClient(place, policy=policy)
+
+
+def _bytes_needed(opened: OpenedSetup, photos: PhotoSet) -> float:
+    """Memory of a training step, with that of the teacher, if there is one."""
+    found = bytes_needed(opened.bound_model, photos)
+    if opened.teacher is None:
+        return found
+    return found + opened.teacher.bytes_needed(min(opened.bound_model.settings.batch_size, len(photos)))

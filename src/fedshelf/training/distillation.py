@@ -108,6 +108,29 @@ class Teacher:
         render = Rendering(self.normalization, augmentation, device)
         return self.logits(render(torch.from_numpy(images_NHWC), generator))
 
+    def bytes_needed(self, batch_size: int) -> int:
+        """Memory for asking it about a batch: its values, as received and in the module, and its largest layer.
+
+        Args:
+            batch_size: number of photos.
+        """
+        values = [*self.module.parameters(), *self.module.buffers()]
+        most = 0
+
+        def note(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            nonlocal most
+            tensors = [tensor for tensor in (*inputs, output) if isinstance(tensor, Tensor)]
+            most = max(most, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+        layers = [module for module in self.module.modules() if not any(module.children())]
+        hooks = [layer.register_forward_hook(note) for layer in layers]
+        try:
+            self.logits(torch.zeros(1, 3, self.image_size, self.image_size, device=values[0].device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return 2 * sum(tensor.numel() * tensor.element_size() for tensor in values) + batch_size * most
+
 
 def distilled(label_loss: Tensor, logits_BK: Tensor, teacher_BK: Tensor, distillation: Distillation) -> Tensor:
     """Line 4: the mean loss (nats, scalar) of a batch.

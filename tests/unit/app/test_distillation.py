@@ -2,19 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from fedshelf.app.client import _bytes_needed as needed
 from fedshelf.app.run import open_run
+from fedshelf.app.setup import OpenedSetup, open_setup
 from fedshelf.app.teacher import TeacherModel
 from fedshelf.cli.app import main
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import ModelError, RefusedError, UsageError
 from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import TEACHER, Setup
+from fedshelf.data.photo_set import PhotoSet
+from fedshelf.edge.serving.session import Session
 from fedshelf.simulate.engine import simulate
 from fedshelf.storage.model_files import WEIGHTS, load_model_files, save_model
 from fedshelf.storage.run_directory import RunDirectory
@@ -93,6 +99,51 @@ def test_a_student_is_a_run_like_any_other_and_says_what_it_learned_from(
     photo = next(str(path) for path in Path("photos").rglob("*") if path.is_file())
     main(["predict", photo, "--run", "student"])
     assert "apple" in capsys.readouterr().out
+
+
+def test_a_student_is_exported_as_a_model_of_its_own_size(teacher: Path) -> None:
+    student = run(config("student", teacher=teacher))
+    main(["export", str(student.path), "--out", "student.onnx"])
+    info = Session.open(Path("student.onnx")).info
+    assert (info.image_size, info.labels) == (16, ("apple", "milk", "tea"))
+    assert info.card["training"]["distillation"] == card(student)["training"]["distillation"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ((), "--mode federated needs a teacher: add --teacher RUN"),
+        (("--mode", "central"), "--mode central needs a teacher"),
+        (("--mode", "ensemble"), "--mode ensemble and --unlabelled-dir go together"),
+        (("--teacher", "teacher", "--unlabelled-dir", "stores"), "--mode ensemble and --unlabelled-dir go together"),
+    ],
+)
+def test_a_student_without_what_its_mode_needs_is_refused_before_anything_is_written(
+    teacher: Path, flags: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--student", "resnet10", "--data-dir", "stores", "--run-dir", "student", *flags])
+    assert ended.value.code == UsageError.exit_code
+    assert problem in " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
+    assert not Path("student").exists()
+
+
+def test_a_store_counts_the_teacher_among_the_memory_that_it_allows(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Setup] = []
+
+    def noting(setup: Setup, **options: Any) -> OpenedSetup:
+        seen.append(setup)
+        return open_setup(setup, **options)
+
+    monkeypatch.setattr("fedshelf.simulate.client_runner.open_setup", noting)
+    run(config("student", teacher=teacher, workers=0))
+    opened = open_setup(seen[0], device="cpu")
+    photos = PhotoSet(images=np.zeros((12, 16, 16, 3), np.uint8), labels=np.zeros(12, np.int64))
+    assert opened.teacher is not None
+    alone = needed(replace(opened, teacher=None), photos)
+    assert needed(opened, photos) == alone + opened.teacher.bytes_needed(4)
 
 
 def test_at_the_server_one_folder_of_photos_is_trained_on(teacher: Path) -> None:

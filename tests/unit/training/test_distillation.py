@@ -148,3 +148,12 @@ def test_the_gradients_of_single_photos_have_the_teachers_part_too() -> None:
         differentiate(local_run)
         sums.append(bound.gradients.clone())
     torch.testing.assert_close(sums[0] / 8, sums[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_needs_memory_for_its_values_twice_and_for_its_largest_layer_once_a_photo() -> None:
+    """3 x 4 x 4 pixels into a convolution of 5 channels with padding: 48 and 80 values; then 80 into 2."""
+    layers = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(80, 2))
+    teacher = Teacher(module=layers, image_size=4, normalization=Normalization())
+    num_values = 3 * 5 * 9 + 5 + 80 * 2 + 2
+    flattened = 80 + 80
+    assert teacher.bytes_needed(10) == 2 * 4 * num_values + 10 * 4 * max(48 + 80, flattened)
