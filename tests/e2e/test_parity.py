@@ -1,11 +1,13 @@
 """The same seed and threads give the same bits, whether simulated in one process, in several, or deployed."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from fedshelf.data.synthetic_sales import write_synthetic_sales
 from tests.own_models import VIT, write_vit
 from tests.processes import Site, bytes_without_times, figures, same_model, same_weights
 
@@ -116,6 +118,22 @@ def test_stores_choose_and_keep_the_same_models_deployed_and_simulated(pair: Sit
         assert (card["store"], card["candidate"], card["round"]) == (name, store["best"], 3)
         assert card["metrics"]["own_mix_accuracy"] == {c: store[c] for c in ("local", "global", "personalized")}
         assert card["metrics"]["measured_on"] == "test photos"
+
+
+def test_sales_stay_in_their_stores_and_train_the_same_model_deployed_and_simulated(site: Site) -> None:
+    """Two stores with sales and two without, by real clients."""
+    site.stores = Path(shutil.copytree(site.stores, site.root / "dated"))
+    with_sales = site.names[:2]
+    write_synthetic_sales({name: site.stores / name for name in with_sales}, seed=0, gamma=1.0, listed=0.6)
+    deployed, alone, _ = three_ways(site, "--rounds", "3", "--val-fraction", "0.2", "--sales")
+    for name in site.names:
+        kept = site.root / "home" / "clients" / name / "model"
+        assert same_weights(kept, alone / "stores" / name)
+        forecast = json.loads((kept / "model_card.json").read_text())["metrics"].get("forecast_wape")
+        assert bool(forecast) == (name in with_sales)
+    tables = [(site.stores / name / "sales.csv").read_bytes().splitlines()[1] for name in with_sales]
+    for file in deployed.rglob("*"):
+        assert not file.is_file() or not any(line in file.read_bytes() for line in tables)
 
 
 def test_the_model_that_a_store_keeps_names_products_in_photos(pair: Site, drawn_test_photos: Path) -> None:
